@@ -1,0 +1,1 @@
+"""`dalang dev`: a real Kubernetes API, Temporal and the operator on this machine, without Docker and without root."""

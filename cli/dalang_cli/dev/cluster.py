@@ -1,0 +1,92 @@
+"""Puts into a fresh API server what Dalang needs before its operator starts; every step is safe to repeat."""
+
+import asyncio
+import base64
+import os
+from pathlib import Path
+
+import yaml
+
+from dalang_cli.dev.api import Api, ApiError, Object
+from dalang_cli.dev.errors import DevError
+
+RESOURCES = {
+    "ClusterRole": "clusterroles",
+    "ClusterRoleBinding": "clusterrolebindings",
+    "Role": "roles",
+    "RoleBinding": "rolebindings",
+    "CustomResourceDefinition": "customresourcedefinitions",
+}
+ESTABLISHED_SECONDS = 30.0
+
+
+async def set_up(api: Api) -> None:
+    """Apply the namespace `dalang-system`, the CRDs, the operator's RBAC and the Secret of the examples.
+
+    Raises:
+        DevError: the API server refused one of them.
+    """
+    definitions = custom_resource_definitions()
+    try:
+        await apply_namespace(api, "dalang-system")
+        await asyncio.gather(
+            *(api.apply(path_of(each), each) for each in [*definitions, *operator_rbac()]),
+            ensure_openai_secret(api),
+        )
+        await asyncio.gather(*(_wait_established(api, path_of(each)) for each in definitions))
+    except ApiError as error:
+        raise DevError(f"The API server refused what Dalang needs: {error}") from error
+
+
+async def apply_namespace(api: Api, name: str) -> None:
+    """Create a namespace if it does not exist."""
+    body: Object = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    await api.apply(f"/api/v1/namespaces/{name}", body)
+
+
+async def ensure_openai_secret(api: Api) -> None:
+    """Create or refresh Secret `openai` in `default`: the real key where there is one, else a word for the scripted model."""
+    key = os.environ.get("OPENAI_API_KEY") or "scripted"
+    body: Object = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "openai", "namespace": "default"},
+        "data": {"api-key": base64.b64encode(key.encode()).decode()},
+    }
+    await apply_namespace(api, "default")
+    await api.apply("/api/v1/namespaces/default/secrets/openai", body)
+
+
+def operator_rbac() -> list[Object]:
+    """Return the objects of operator_rbac.yaml."""
+    return list(yaml.safe_load_all((Path(__file__).parent / "operator_rbac.yaml").read_text()))
+
+
+def custom_resource_definitions() -> list[Object]:
+    """Return Dalang's CRDs."""
+    try:
+        from dalang_api import crdgen
+    except ImportError:
+        return []
+    return list(crdgen.custom_resource_definitions())
+
+
+def path_of(each: Object) -> str:
+    """Return the API path of one of our objects."""
+    group_version, metadata = each["apiVersion"], each["metadata"]
+    namespace = f"/namespaces/{metadata['namespace']}" if "namespace" in metadata else ""
+    return f"/apis/{group_version}{namespace}/{RESOURCES[each['kind']]}/{metadata['name']}"
+
+
+async def _wait_established(api: Api, path: str) -> None:
+    try:
+        async with asyncio.timeout(ESTABLISHED_SECONDS):
+            while not _is_established(await api.get(path)):  # noqa: ASYNC110 - it happens in another process
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise DevError(f"{path.rsplit('/', 1)[-1]} is not established. See: dalang dev logs kube-apiserver") from None
+
+
+def _is_established(definition: Object) -> bool:
+    conditions = (definition.get("status") or {}).get("conditions") or []
+    return any(each["type"] == "Established" and each["status"] == "True" for each in conditions)

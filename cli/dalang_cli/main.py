@@ -1,0 +1,69 @@
+"""The `dalang` command: picks a subcommand by its first word and hands it the rest.
+
+Each subcommand is a `main(argv) -> int` in a module of its own, imported only when chosen: a worker pod starts with
+`dalang worker`, and a pool that scales from zero waits for every import. So this file imports nothing of ours at the top.
+"""
+
+import importlib
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: where its `main(argv)` is, and its line in `dalang --help`."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "dev": Command("dalang_cli.dev.main", "run Kubernetes, Temporal and the operator on this machine"),
+    "operator": Command("dalang_operator.main", "run the operator (what the operator's Deployment runs)"),
+    "worker": Command("dalang_worker.main", "run a worker (what the pods of an AgentPool run)"),
+}
+
+
+def usage() -> str:
+    """Return the text of `dalang --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: dalang COMMAND [arguments]",
+            "",
+            "LLM agents as Kubernetes resources, executed durably on Temporal.",
+            "",
+            *lines,
+            "",
+            "dalang COMMAND --help tells more; dalang --version prints the version.",
+        ]
+    )
+
+
+def version() -> str:
+    """Return the installed version of the distribution `dalang`."""
+    from importlib.metadata import version as installed_version
+
+    return installed_version("dalang")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] in {"-V", "--version", "version"}:
+        print(f"dalang {version()}")
+        return 0
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        print(f"dalang: there is no command {arguments[0]!r}. Try: dalang --help", file=sys.stderr)
+        return 2
+    run = importlib.import_module(command.module).main
+    return int(run(arguments[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+"""The `dalang.dev/v1alpha1` API. These pydantic models are the one source of `crds/*.yaml` and of `kubectl explain`."""
+
+from dalang_api.v1alpha1.agent import Agent
+from dalang_api.v1alpha1.agentmodel import AgentModel
+from dalang_api.v1alpha1.agentpool import AgentPool
+from dalang_api.v1alpha1.agentrun import AgentRun
+
+__all__ = ["Agent", "AgentModel", "AgentPool", "AgentRun"]

@@ -1,0 +1,196 @@
+"""AgentRun: one task given to an agent, and its result. One run is one Temporal workflow."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from dalang_api.v1alpha1.agent import Limits
+from dalang_api.v1alpha1.schema import (
+    LIST_ATOMIC,
+    ApiModel,
+    Conditions,
+    Duration,
+    LocalReference,
+    Resource,
+    Timestamp,
+    immutable_except,
+    list_map,
+    pending_conditions,
+    rule,
+    rules,
+)
+
+INPUT_MAX = 32768
+
+
+class InputMessage(ApiModel):
+    """One message said before the agent's turn."""
+
+    role: Literal["User", "Assistant"]
+    """Who said it."""
+    content: Annotated[str, Field(min_length=1, max_length=INPUT_MAX)]
+    """What was said."""
+
+
+class AgentRunSpec(ApiModel):
+    """The task. Only `cancel` and `ttlAfterFinished` can be changed later; for anything else create another run."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule("has(self.input) != has(self.messages)", "exactly one of input and messages must be set"),
+            rule(
+                "!has(self.messages) || size(self.messages) == 0 || "
+                "self.messages[size(self.messages) - 1].role == 'User'",
+                "the last of messages must have role User",
+            ),
+            immutable_except(
+                ["ttlAfterFinished", "cancel"],
+                "a run's spec is immutable but for cancel and ttlAfterFinished; create another run",
+            ),
+        )
+    )
+
+    agent_ref: LocalReference
+    """The Agent that does the task. If there is none of that name yet, the run waits for it."""
+    input: Annotated[str, Field(min_length=1, max_length=INPUT_MAX)] | None = None
+    """The task, as one message of the user. Exactly one of `input` and `messages` is set."""
+    messages: (
+        Annotated[list[InputMessage], Field(min_length=1, max_length=64, json_schema_extra=LIST_ATOMIC)] | None
+    ) = None
+    """The task, as a conversation so far. The last message is the user's. Exactly one of `input` and `messages` is set."""
+    limits: Limits | None = None
+    """Where this run ends at the latest. Each limit counts only where it is lower than the agent's."""
+    ttl_after_finished: Duration | None = None
+    """How long the run is kept after its end, such as `24h`. Default: the time set at the operator (24h) for a run made
+    with `generateName` or owned by a controller; any other run is a declared object and is never deleted by Dalang."""
+    cancel: bool | None = None
+    """Set it to true to cancel the run. What a tool has already done stays done."""
+
+
+class SnapshottedAgent(ApiModel):
+    """An agent as it was when the run started."""
+
+    name: Annotated[str, Field(max_length=63)]
+    """Name of the Agent."""
+    uid: Annotated[str, Field(max_length=64)]
+    """Its uid."""
+    generation: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
+    """Its `metadata.generation`: which version of the agent this run uses."""
+
+
+class RecentMessage(ApiModel):
+    """One of the last messages, cut to what fits a status."""
+
+    role: Literal["User", "Assistant", "Tool"]
+    """Who said it: the user, the agent, or a tool."""
+    sender: Annotated[str, Field(max_length=128)] | None = None
+    """Name of the agent or tool."""
+    content: Annotated[str, Field(max_length=1024)]
+    """What was said; a tool call reads `→ tool(arguments)`."""
+
+
+class Usage(ApiModel):
+    """Tokens of all model calls whose completion was recorded."""
+
+    input_tokens: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
+    """Tokens sent."""
+    output_tokens: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
+    """Tokens received."""
+    total_tokens: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
+    """Both together."""
+
+
+class WorkflowReference(ApiModel):
+    """The Temporal workflow that carries the run out."""
+
+    id: Annotated[str, Field(max_length=512)]
+    """Workflow id: installation, namespace, name and uid of the run."""
+    run_id: Annotated[str, Field(max_length=64)]
+    """Temporal's id of the execution."""
+    task_queue: Annotated[str, Field(max_length=256)]
+    """The task queue of the pool."""
+    report_seq: Annotated[int, Field(ge=0, json_schema_extra={"format": "int32"})]
+    """Number of the workflow's report that this status comes from. 0: the controller wrote it, before any report."""
+
+
+class AgentRunStatus(ApiModel):
+    """How far the run is, and what came out of it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "default": {
+                "phase": "Pending",
+                "observedGeneration": -1,
+                "conditions": pending_conditions("Ready", "Succeeded"),
+            }
+        }
+    )
+
+    phase: Literal["Pending", "Running", "Succeeded", "Failed", "Cancelled"] = "Pending"
+    """The state in one word, for columns. Scripts read the conditions."""
+    conditions: Conditions = []
+    """`Succeeded` is True, False or, until the run ends, Unknown; its reason and message say why. `Ready` and `Stalled` say
+    the same to tools such as Flux and Argo CD."""
+    observed_generation: Annotated[int, Field(ge=-1, json_schema_extra={"format": "int64"})] | None = None
+    """The `metadata.generation` the conditions are of; -1: the controller has not looked yet."""
+    agent: Annotated[str, Field(max_length=63)] | None = None
+    """Name of the agent that holds the conversation."""
+    agents: Annotated[list[SnapshottedAgent], Field(max_length=64, json_schema_extra=list_map("name"))] | None = None
+    """The agents of the run as they were when it started. Later edits of them do not change this run."""
+    output: Annotated[str, Field(max_length=8192)] | None = None
+    """The answer. At most 8192 characters; `outputTruncated` tells whether it was cut."""
+    output_truncated: bool | None = None
+    """Whether `output` was cut. The whole answer is in the workflow's transcript."""
+    messages: Annotated[list[RecentMessage], Field(max_length=8, json_schema_extra=LIST_ATOMIC)] | None = None
+    """The last few messages of the conversation."""
+    turns: Annotated[int, Field(ge=0, json_schema_extra={"format": "int32"})] | None = None
+    """How many turns there were. A turn is one model call and the tool calls it asks for."""
+    usage: Usage | None = None
+    """Tokens used so far, in all model calls whose reply was recorded."""
+    started_at: Timestamp | None = None
+    """When the first turn began or, until that is known, when the workflow was started."""
+    finished_at: Timestamp | None = None
+    """When the run ended, whether it succeeded or not. To wait for it:
+    `kubectl wait --for=jsonpath='{.status.finishedAt}' agentrun/NAME`."""
+    workflow: WorkflowReference | None = None
+    """The Temporal workflow that carries the run out."""
+
+
+class AgentRun(Resource):
+    """One task given to an agent, and its result.
+
+    The task is `spec.input`, the answer `status.output`. A run is one Temporal workflow: it goes on where it was when
+    a worker, the operator or Temporal is restarted.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(oldSelf.status) || !has(oldSelf.status.finishedAt) || "
+                "!has(self.spec.cancel) || !self.spec.cancel || (has(oldSelf.spec.cancel) && oldSelf.spec.cancel)",
+                "the run has finished: it can no longer be cancelled",
+                field_path=".spec.cancel",
+                forbidden=True,
+            ),
+        )
+    )
+
+    KIND: ClassVar[str] = "AgentRun"
+    PLURAL: ClassVar[str] = "agentruns"
+    SHORT: ClassVar[str] = "agrun"
+    NAME_MAX: ClassVar[int] = 63
+    SELECTABLE: ClassVar[list[str]] = [".status.finishedAt", ".status.phase", ".spec.agentRef.name"]
+    COLUMNS: ClassVar[list[dict[str, Any]]] = [
+        {"name": "Agent", "type": "string", "jsonPath": ".spec.agentRef.name"},
+        {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
+        {"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Succeeded')].reason"},
+        {"name": "Turns", "type": "integer", "jsonPath": ".status.turns"},
+        {"name": "Tokens", "type": "integer", "jsonPath": ".status.usage.totalTokens"},
+        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+        {"name": "Output", "type": "string", "jsonPath": ".status.output", "priority": 1},
+    ]
+
+    spec: AgentRunSpec
+    """The task. Only `cancel` and `ttlAfterFinished` can be changed later; for anything else create another run."""
+    status: AgentRunStatus | None = None
+    """How far the run is, and what came out of it."""

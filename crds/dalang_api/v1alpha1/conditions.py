@@ -1,0 +1,118 @@
+"""Condition types and reasons: the strings users see and scripts match. Renaming one is a breaking change.
+
+Each condition has one writer at a time. On an AgentRun the controller writes them until the workflow's first report
+(`status.workflow.reportSeq` > 0), the reporter from then on; nobody writes after `status.finishedAt`.
+"""
+
+from enum import StrEnum
+
+
+class ConditionType(StrEnum):
+    """What a condition is about."""
+
+    READY = "Ready"
+    """The object is usable; on an AgentRun: it has succeeded. The one that kstatus, Flux and Argo CD read."""
+    SUCCEEDED = "Succeeded"
+    """AgentRun: True when it answered, False when it ended otherwise, Unknown until it ends."""
+    STALLED = "Stalled"
+    """AgentRun: it will not get further by itself; the reason says why. kstatus reads it as Failed."""
+    TOOLS_LOADED = "ToolsLoaded"
+    """AgentPool: the pool's tool modules could be imported. Written by the reporter from what a worker published."""
+
+
+class Phase(StrEnum):
+    """AgentRun's one-word state for columns. Scripts read conditions instead."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+
+class Reason(StrEnum):
+    """Why a condition has its status."""
+
+    @classmethod
+    def parse(cls, text: str | None) -> "Reason | None":
+        """Return the reason of that name, or None where there is none."""
+        return next((reason for reason in cls if reason == text), None)
+
+    PENDING = "Pending"
+    """Any, by schema default: the controller has not looked at the object yet."""
+
+    # AgentModel, Agent, AgentPool: Ready
+    ACCEPTED = "Accepted"
+    """AgentModel Ready=True: the definition is usable. Whether key and endpoint are right only a call can tell."""
+    RESOLVED = "Resolved"
+    """Agent Ready=True: everything the agent names exists."""
+    MODEL_NOT_FOUND = "ModelNotFound"
+    """Agent Ready=False, AgentRun Succeeded=Unknown: no AgentModel of that name. Apply it; what waits goes on."""
+    POOL_NOT_FOUND = "PoolNotFound"
+    """Agent Ready=False, AgentRun Succeeded=Unknown: no AgentPool of that name (only `default` is made by itself)."""
+    TOOL_NOT_FOUND = "ToolNotFound"
+    """Agent Ready=False, AgentRun Succeeded=Unknown: the pool's modules register no function of that name."""
+    CATALOGUE_UNKNOWN = "CatalogueUnknown"
+    """Agent Ready=Unknown: no worker of the pool's present build has told its tools yet. Runs start all the same."""
+    AVAILABLE = "Available"
+    """AgentPool Ready=True: a worker is ready."""
+    SCALED_TO_ZERO = "ScaledToZero"
+    """AgentPool Ready=True: nothing to do, no worker; the next run starts one."""
+    SCALING = "Scaling"
+    """AgentPool Ready=False: workers are wanted and none is ready yet."""
+    NAME_CONFLICT = "NameConflict"
+    """AgentPool Ready=False: a Deployment of the pool's name belongs to somebody else. Rename the pool or delete it."""
+    CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
+    """AgentPool Ready=False: a ConfigMap in `toolsFrom` does not exist. Apply it; the pool goes on."""
+    DEPLOYMENT_FAILED = "DeploymentFailed"
+    """AgentPool Ready=False: the API server refused the Deployment; the message repeats what it said."""
+
+    # AgentPool: ToolsLoaded
+    LOADED = "Loaded"
+    """AgentPool ToolsLoaded=True: every module was imported."""
+    IMPORT_FAILED = "ImportFailed"
+    """AgentPool ToolsLoaded=False: the message has the module and the traceback's last line. Mend it and apply."""
+
+    # AgentRun: before and while it runs
+    AGENT_NOT_FOUND = "AgentNotFound"
+    """AgentRun Succeeded=Unknown: no Agent of that name. The run starts when it appears."""
+    INVALID_SPEC = "InvalidSpec"
+    """Agent Ready=False, AgentRun Succeeded=False: the snapshot would be too large, or a bound is broken."""
+    START_FAILED = "StartFailed"
+    """AgentRun Succeeded=Unknown: Temporal could not be reached or refused the start; it is tried again."""
+    RUNNING = "Running"
+    """AgentRun Succeeded=Unknown: the workflow runs."""
+    MODEL_RETRYING = "ModelRetrying"
+    """AgentRun Succeeded=Unknown: the model's endpoint fails (refused, 429, 5xx); the message has its words."""
+    SECRET_NOT_FOUND = "SecretNotFound"
+    """AgentRun Succeeded=Unknown: a worker does not see the Secret or its key; looked for until the run's timeout."""
+    WORKFLOW_TASK_FAILING = "WorkflowTaskFailing"
+    """AgentRun Stalled=True: the workflow's code fails on a worker and Temporal tries it again; see the worker's log."""
+
+    # AgentRun: ended
+    ANSWERED = "Answered"
+    """AgentRun Succeeded=True: the agent gave its answer."""
+    CANCELLED = "Cancelled"
+    """AgentRun Succeeded=False: `spec.cancel` was set, or the workflow was cancelled in Temporal."""
+    TIMEOUT = "Timeout"
+    """AgentRun Succeeded=False: `limits.timeout` passed; the message names what it was waiting for."""
+    MAX_TURNS = "MaxTurns"
+    """AgentRun Succeeded=False: `limits.maxTurns` model calls were made without an answer."""
+    MODEL_FAILED = "ModelFailed"
+    """AgentRun Succeeded=False: the provider refused for good (401, 403, 404, quota, 400); the message has its words."""
+    OUTPUT_TRUNCATED = "OutputTruncated"
+    """AgentRun Succeeded=False: the model stopped at its output limit. Raise `parameters.maxOutputTokens`."""
+    CONTENT_FILTER = "ContentFilter"
+    """AgentRun Succeeded=False: the provider's content filter stopped the answer."""
+    MODEL_REFUSED = "ModelRefused"
+    """AgentRun Succeeded=False: the model declined to answer; the message has its words."""
+    CONTEXT_LENGTH = "ContextLength"
+    """AgentRun Succeeded=False: the conversation no longer fits the model's context."""
+    HISTORY_LIMIT = "HistoryLimit"
+    """AgentRun Succeeded=False: the run came near Temporal's limit of 50 MiB or 51,200 events and was ended."""
+    TERMINATED = "Terminated"
+    """AgentRun Succeeded=False: the workflow was terminated in Temporal, not by Dalang."""
+    WORKFLOW_FAILED = "WorkflowFailed"
+    """AgentRun Succeeded=False: the workflow ended in a way it should not; the message says what Temporal holds."""
+    WORKFLOW_LOST = "WorkflowLost"
+    """AgentRun Succeeded=False: the run had a workflow and Temporal knows nothing of it (retention, another server)."""

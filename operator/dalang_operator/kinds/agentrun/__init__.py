@@ -1,0 +1,1 @@
+"""AgentRun: one task given to an agent; one workflow."""

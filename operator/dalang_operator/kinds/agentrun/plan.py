@@ -1,0 +1,417 @@
+"""What to do about one AgentRun. Pure: no clock, no calls; everything known stands in `Observed`.
+
+    the object            its workflow               the plan
+    A  not started        not asked                  start it, or say what it waits for
+    B  not started        open (start was not noted) write Running; with `cancel`: cancel it
+    C  not started        missing, with `cancel`     Cancelled, final
+    D  started            not asked                  nothing; with `cancel`: cancel once
+    E  unfinished         closed                     write how it ended, from its last report if it left one
+    F  started            missing, seen twice        WorkflowLost, final
+    G  unfinished         its code fails             Stalled; past timeout + 10 min: terminate, Failed
+    H  finished           never asked                delete it when its time is over
+    I  gone, another uid  never asked                terminate the workflow of the uid that is gone
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from dalang_api import contract
+from dalang_api.v1alpha1.conditions import ConditionType, Phase, Reason
+from dalang_api.v1alpha1.schema import seconds
+from dalang_operator.kinds.agentrun.status import (
+    ended_status,
+    pending_status,
+    report_seq,
+    run_status,
+    running_status,
+    stalled_status,
+    unstalled_status,
+)
+from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
+from dalang_operator.kube.resources import Json, ObjectKey, controller_uid, uid_of
+from dalang_operator.kube.status import find_condition, parse_timestamp
+from dalang_operator.runtime.cache import DEFAULT_POOL, is_finished, is_started, pool_of
+
+STUCK_GRACE = timedelta(minutes=10)
+"""How long past its timeout a run whose workflow code fails is left to Temporal's retries."""
+SECOND_LOOK_SECONDS = 60.0
+"""Between the two looks that must both find no workflow before a run is called lost."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of the operator's settings the plans need."""
+
+    installation: str
+    run_ttl: timedelta
+
+
+@dataclass(frozen=True)
+class Observed:
+    """All that is known about one AgentRun."""
+
+    key: ObjectKey
+    settings: Settings
+    now: datetime
+    run: Json | None
+    """The object; None when it is gone. From the cache, or read just now where the cache does not hold it."""
+    gone: frozenset[str] = frozenset()
+    """Uids of this name that left the watch: deleted, or finished."""
+    agent: Json | None = None
+    model: Json | None = None
+    pool_exists: bool = False
+    workflow: WorkflowView | None = None
+    """What Temporal says; None where it was not asked."""
+    was_missing: bool = False
+    """An earlier look, at least a minute ago, found no workflow."""
+    swept: bool = False
+    """A sweep has looked for workflows whose code fails; before the first, nothing is known."""
+    problem: str | None = None
+    """Why the workflow's code fails, as the last sweep saw it."""
+    cancel_sent: bool = False
+    """Temporal has taken our request to cancel."""
+
+
+@dataclass(frozen=True)
+class StartWorkflow:
+    """Start the workflow; a repeated start changes nothing. Afterwards plan again with what there is."""
+
+    workflow_id: str
+    task_queue: str
+    run_input: contract.RunInput
+    request_id: str
+
+
+@dataclass(frozen=True)
+class WriteStatus:
+    """Write the status, if the object is still the one observed."""
+
+    status: Json
+
+
+@dataclass(frozen=True)
+class CancelWorkflow:
+    """Ask the workflow to end, so that it reports; a repeated request changes nothing."""
+
+    workflow_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TerminateWorkflow:
+    """Stop the workflow where it stands; harmless when it has ended."""
+
+    workflow_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class WakePool:
+    """See that the pool has a worker."""
+
+    pool: ObjectKey
+
+
+@dataclass(frozen=True)
+class DeleteRun:
+    """Delete the object, if it is still the one observed."""
+
+    uid: str
+    resource_version: str
+
+
+Action = StartWorkflow | WriteStatus | CancelWorkflow | TerminateWorkflow | WakePool | DeleteRun
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Actions in order, and when to look again."""
+
+    actions: tuple[Action, ...] = ()
+    requeue_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a run does not start: it waits, or (`is_final`) it never will."""
+
+    reason: Reason
+    message: str
+    is_final: bool = False
+
+
+def plan(observed: Observed) -> Plan:
+    """Return what to do."""
+    run = observed.run
+    stop_gone = tuple(
+        TerminateWorkflow(_workflow_id(observed, uid), "the AgentRun was deleted")
+        for uid in sorted(observed.gone)
+        if run is None or uid != uid_of(run)
+    )
+    if run is None:
+        return Plan(stop_gone)
+    rest = _plan_present(observed, run)
+    return replace(rest, actions=stop_gone + rest.actions)
+
+
+def needs_look(run: Json, cancel_sent: bool) -> bool:
+    """Return whether Temporal must be asked before planning: a cancelled run may have been started unnoticed (B, C)."""
+    return _is_cancelled(run) and not is_started(run) and not is_finished(run) and not cancel_sent
+
+
+def _plan_present(observed: Observed, run: Json) -> Plan:
+    if is_finished(run):
+        return _plan_expiry(observed, run)
+    if run["metadata"].get("deletionTimestamp"):
+        if not (is_started(run) or observed.workflow):
+            return Plan()
+        return Plan((TerminateWorkflow(_workflow_id(observed, uid_of(run)), "the AgentRun is being deleted"),))
+    workflow = observed.workflow
+    if workflow and workflow.state.is_closed:
+        return Plan((WriteStatus(_closed_status(run, workflow, _workflow_id(observed, uid_of(run)), observed.now)),))
+    if workflow and workflow.state is WorkflowState.MISSING:
+        return _plan_missing(observed, run)
+    if is_started(run) or workflow:
+        return _plan_open(observed, run)
+    return _plan_start(observed, run)
+
+
+def _plan_missing(observed: Observed, run: Json) -> Plan:
+    if not is_started(run):
+        if _is_cancelled(run):
+            message = "Cancelled before it was started"
+            return Plan((WriteStatus(ended_status(run, Phase.CANCELLED, Reason.CANCELLED, message, observed.now)),))
+        return _plan_start(observed, run)
+    if not observed.was_missing:
+        return Plan(requeue_after=SECOND_LOOK_SECONDS)
+    message = f"Temporal has no workflow {run['status']['workflow']['id']}"
+    return Plan((WriteStatus(ended_status(run, Phase.FAILED, Reason.WORKFLOW_LOST, message, observed.now)),))
+
+
+def _plan_open(observed: Observed, run: Json) -> Plan:
+    workflow_id = _workflow_id(observed, uid_of(run))
+    if _is_cancelled(run):
+        if observed.cancel_sent:
+            return Plan()
+        cancel = CancelWorkflow(workflow_id, "spec.cancel was set")
+        return Plan((cancel, WakePool(ObjectKey(observed.key.namespace, _pool_name(observed, run)))))
+    if not is_started(run) and observed.workflow:
+        if observed.agent is None:
+            return Plan()  # deleted since the start; the workflow has its snapshot, and its report will tell all
+        status = running_status(
+            run,
+            workflow_id=workflow_id,
+            run_id=observed.workflow.run_id,
+            task_queue=_task_queue(observed),
+            agent=_agent_version(observed.agent),
+            now=observed.now,
+        )
+        return Plan((WriteStatus(status),))
+    return _plan_problem(observed, run, workflow_id)
+
+
+def _plan_problem(observed: Observed, run: Json, workflow_id: str) -> Plan:
+    stalled = find_condition(run, ConditionType.STALLED)
+    is_stalled = stalled is not None and stalled["reason"] == Reason.WORKFLOW_TASK_FAILING
+    if observed.problem is None:
+        return Plan((WriteStatus(unstalled_status(run)),)) if is_stalled and observed.swept else Plan()
+    started_at = parse_timestamp(run.get("status", {}).get("startedAt") or run["metadata"]["creationTimestamp"])
+    end = started_at + limits(observed.agent, run).timeout + STUCK_GRACE
+    if observed.now < end:
+        return Plan((WriteStatus(stalled_status(run, observed.problem, observed.now)),))
+    message = f"The workflow's code failed until long past the run's timeout. Temporal: {observed.problem}"
+    status = ended_status(run, Phase.FAILED, Reason.WORKFLOW_TASK_FAILING, message, observed.now)
+    return Plan((TerminateWorkflow(workflow_id, "its code fails, past its timeout"), WriteStatus(status)))
+
+
+def _plan_expiry(observed: Observed, run: Json) -> Plan:
+    ttl = time_to_live(run, observed.settings.run_ttl)
+    if ttl is None:
+        return Plan()
+    left = (parse_timestamp(run["status"]["finishedAt"]) + ttl - observed.now).total_seconds()
+    if left > 0:
+        return Plan(requeue_after=left)
+    return Plan((DeleteRun(uid_of(run), run["metadata"]["resourceVersion"]),))
+
+
+def time_to_live(run: Json, run_ttl: timedelta) -> timedelta | None:
+    """Return how long a finished run is kept; None for ever.
+
+    A run with a name of its own is a declared object: deleted, Git would create it again, and it would act and pay
+    again (facts/review-kubernetes.md 27). So the default holds only for generated names and owned runs.
+    """
+    own: str | None = run["spec"].get("ttlAfterFinished")
+    if own is not None:
+        return timedelta(seconds=seconds(own))
+    is_generated = bool(run["metadata"].get("generateName")) or controller_uid(run) is not None
+    return run_ttl if is_generated else None
+
+
+# ── Starting ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def agent_exists(observed: Observed, run: Json) -> Verdict | None:
+    """There is an Agent of the run's `agentRef`."""
+    if observed.agent:
+        return None
+    name = run["spec"]["agentRef"]["name"]
+    return Verdict(Reason.AGENT_NOT_FOUND, f"There is no Agent {name} in namespace {observed.key.namespace}")
+
+
+def model_exists(observed: Observed, run: Json) -> Verdict | None:
+    """There is an AgentModel of the agent's `modelRef`."""
+    if observed.model or not observed.agent:
+        return None
+    name = observed.agent["spec"]["modelRef"]["name"]
+    return Verdict(
+        Reason.MODEL_NOT_FOUND, f"Agent {observed.agent['metadata']['name']} names AgentModel {name}, which is not there"
+    )
+
+
+def pool_exists(observed: Observed, run: Json) -> Verdict | None:
+    """There is an AgentPool of the agent's `poolRef`; `default` will be made."""
+    if observed.pool_exists or not observed.agent or pool_of(observed.agent) == DEFAULT_POOL:
+        return None
+    name = pool_of(observed.agent)
+    return Verdict(
+        Reason.POOL_NOT_FOUND, f"Agent {observed.agent['metadata']['name']} names AgentPool {name}, which is not there"
+    )
+
+
+START_CHECKS: tuple[Callable[[Observed, Json], Verdict | None], ...] = (agent_exists, model_exists, pool_exists)
+"""What must be so before a run starts; the first that is not gives the reason."""
+
+
+def _plan_start(observed: Observed, run: Json) -> Plan:
+    for check in START_CHECKS:
+        verdict = check(observed, run)
+        if verdict:
+            return Plan((WriteStatus(pending_status(run, verdict.reason, verdict.message, observed.now)),))
+    run_input = make_run_input(observed, run)
+    size = len(run_input.snapshot.model_dump_json(exclude_none=True))
+    if size > contract.SNAPSHOT_MAX_BYTES:
+        message = f"The agents and models it can reach weigh {size} bytes; {contract.SNAPSHOT_MAX_BYTES} are allowed"
+        return Plan((WriteStatus(ended_status(run, Phase.FAILED, Reason.INVALID_SPEC, message, observed.now)),))
+    start = StartWorkflow(_workflow_id(observed, uid_of(run)), _task_queue(observed), run_input, uid_of(run))
+    return Plan((WakePool(ObjectKey(observed.key.namespace, _pool_name(observed, run))), start))
+
+
+@dataclass(frozen=True)
+class EffectiveLimits:
+    """A run's limits: the lower of the agent's and its own, else the defaults."""
+
+    max_turns: int
+    timeout: timedelta
+
+
+def limits(agent: Json | None, run: Json) -> EffectiveLimits:
+    """Return the limits of a run of an agent; an agent that is gone sets none."""
+    sources = [source.get("limits", {}) for source in ((agent or {}).get("spec", {}), run["spec"])]
+    turns = [source["maxTurns"] for source in sources if "maxTurns" in source]
+    timeouts = [seconds(source["timeout"]) for source in sources if "timeout" in source]
+    return EffectiveLimits(
+        min(turns, default=contract.DEFAULT_MAX_TURNS),
+        timedelta(seconds=min(timeouts, default=contract.DEFAULT_TIMEOUT_SECONDS)),
+    )
+
+
+def make_run_input(observed: Observed, run: Json) -> contract.RunInput:
+    """Return the workflow's input: the task, the limits, and the snapshot of the agent and its model."""
+    agent, model = observed.agent, observed.model
+    assert agent is not None, "checked before"
+    assert model is not None, "checked before"
+    spec = run["spec"]
+    said = spec.get("messages") or [{"role": "User", "content": spec.get("input", "")}]
+    bounds = limits(agent, run)
+    return contract.RunInput(
+        agent=agent["metadata"]["name"],
+        messages=[
+            contract.Message(role=message["role"].lower(), parts=[contract.TextPart(text=message["content"])])
+            for message in said
+        ],
+        max_turns=bounds.max_turns,
+        timeout_seconds=bounds.timeout.total_seconds(),
+        snapshot=contract.Snapshot(
+            agents=[_agent_snapshot(agent, model, _task_queue(observed))], models=[_model_snapshot(model)]
+        ),
+    )
+
+
+def _agent_snapshot(agent: Json, model: Json, queue: str) -> contract.AgentSnapshot:
+    spec = agent["spec"]
+    parameters = {**model["spec"].get("parameters", {}), **spec.get("parameters", {})}
+    return contract.AgentSnapshot(
+        name=agent["metadata"]["name"],
+        uid=uid_of(agent),
+        generation=agent["metadata"]["generation"],
+        queue=queue,
+        model=model["metadata"]["name"],
+        instructions=spec.get("instructions"),
+        tools=[
+            contract.ToolBinding(name=tool["name"], function=tool["function"].get("name") or tool["name"])
+            for tool in spec.get("tools", ())
+        ],
+        temperature=parameters.get("temperature"),
+        max_output_tokens=parameters.get("maxOutputTokens"),
+    )
+
+
+def _model_snapshot(model: Json) -> contract.ModelSnapshot:
+    spec = model["spec"]
+    api_key = spec.get("auth", {}).get("apiKey", {}).get("secretKeyRef")
+    return contract.ModelSnapshot(
+        name=model["metadata"]["name"],
+        uid=uid_of(model),
+        generation=model["metadata"]["generation"],
+        provider=spec["provider"],
+        model=spec["name"],
+        base_url=spec.get("openAI", {}).get("baseURL"),
+        api_key=contract.SecretKey(name=api_key["name"], key=api_key["key"]) if api_key else None,
+    )
+
+
+# ── Ends ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _closed_status(run: Json, workflow: WorkflowView, workflow_id: str, now: datetime) -> Json:
+    report = workflow.report
+    if report and report.phase != Phase.RUNNING and report.seq >= report_seq(run):
+        return run_status(report, run, workflow_id, now)
+    words = f": {workflow.message}" if workflow.message else ""
+    if workflow.state is WorkflowState.CANCELED:
+        return ended_status(run, Phase.CANCELLED, Reason.CANCELLED, f"The workflow was cancelled in Temporal{words}", now)
+    if workflow.state is WorkflowState.TERMINATED:
+        return ended_status(run, Phase.FAILED, Reason.TERMINATED, f"The workflow was terminated in Temporal{words}", now)
+    message = f"The workflow ended as {workflow.state} without a report{words}"
+    return ended_status(run, Phase.FAILED, Reason.WORKFLOW_FAILED, message, now)
+
+
+# ── Names ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _is_cancelled(run: Json) -> bool:
+    return bool(run["spec"].get("cancel"))
+
+
+def _workflow_id(observed: Observed, uid: str) -> str:
+    return contract.run_workflow_id(observed.settings.installation, observed.key.namespace, observed.key.name, uid)
+
+
+def _pool_name(observed: Observed, run: Json) -> str:
+    queue: str = run.get("status", {}).get("workflow", {}).get("taskQueue", "")
+    if queue:
+        return queue.rpartition(".")[2]
+    return pool_of(observed.agent) if observed.agent else DEFAULT_POOL
+
+
+def _task_queue(observed: Observed) -> str:
+    pool = pool_of(observed.agent) if observed.agent else DEFAULT_POOL
+    return contract.pool_queue(observed.settings.installation, observed.key.namespace, pool)
+
+
+def _agent_version(agent: Json) -> contract.AgentVersion:
+    return contract.AgentVersion(
+        name=agent["metadata"]["name"], uid=uid_of(agent), generation=agent["metadata"]["generation"]
+    )
+

@@ -1,0 +1,239 @@
+"""AgentRun: observe one run, plan, execute."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from dalang_api.contract import RunInput, run_workflow_id
+from dalang_api.v1alpha1.conditions import Reason
+from dalang_operator.kinds.agentrun.plan import (
+    SECOND_LOOK_SECONDS,
+    Action,
+    CancelWorkflow,
+    DeleteRun,
+    Observed,
+    Settings,
+    StartWorkflow,
+    TerminateWorkflow,
+    WakePool,
+    WriteStatus,
+    needs_look,
+    plan,
+)
+from dalang_operator.kinds.agentrun.status import pending_status
+from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
+from dalang_operator.kube.errors import Conflict, NotFound
+from dalang_operator.kube.resources import AGENT_RUNS, Json, ObjectKey, Resource, uid_of
+from dalang_operator.kube.status import parse_timestamp, write_status
+from dalang_operator.runtime.cache import Cache, is_finished, is_started, pool_of
+from dalang_operator.temporal.errors import TemporalError, WorkflowNotFound
+
+logger = logging.getLogger(__name__)
+
+START_FAILED_AFTER = timedelta(seconds=15)
+"""A run that could not be started for so long says so; shorter outages cost no write."""
+
+
+class KubePort(Protocol):
+    """What the reconcile needs of the API server."""
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Json: ...
+
+    async def patch(
+        self, resource: Resource, namespace: str, name: str, body: Json, subresource: str | None = None
+    ) -> Json: ...
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, *, uid: str, resource_version: str | None = None
+    ) -> None: ...
+
+
+class WorkflowPort(Protocol):
+    """What the reconcile needs of Temporal."""
+
+    async def start(
+        self, workflow_id: str, task_queue: str, run_input: RunInput, request_id: str
+    ) -> WorkflowView: ...
+
+    async def cancel(self, workflow_id: str, reason: str) -> None: ...
+
+    async def terminate(self, workflow_id: str, reason: str) -> bool: ...
+
+    async def look(self, workflow_id: str) -> WorkflowView: ...
+
+
+@dataclass
+class RunFacts:
+    """What is known of runs beside their objects. Filled by the intake (gone), the reporter (expiry) and the sweep."""
+
+    gone: dict[ObjectKey, set[str]] = field(default_factory=dict)
+    """Uids that left the hot watch and were not looked after yet."""
+    doubtful: set[str] = field(default_factory=set)
+    """Uids whose workflow the sweep found closed, or did not find: Temporal has to be asked."""
+    missing_since: dict[str, datetime] = field(default_factory=dict)
+    """Uids whose workflow a look did not find, and when it was the first time."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """Uid → why its workflow's code fails."""
+    swept: bool = False
+    """The sweep has filled `problems` at least once."""
+    cancel_sent: set[str] = field(default_factory=set)
+    """Uids whose workflow was asked to cancel."""
+
+    def forget(self, uid: str) -> None:
+        """The run has ended or is gone."""
+        self.doubtful.discard(uid)
+        self.missing_since.pop(uid, None)
+        self.problems.pop(uid, None)
+        self.cancel_sent.discard(uid)
+
+
+@dataclass(frozen=True)
+class RunReconciler:
+    """Brings AgentRuns to where they should be."""
+
+    kube: KubePort
+    workflows: WorkflowPort
+    cache: Cache
+    facts: RunFacts
+    settings: Settings
+    wake_pool: Callable[[ObjectKey], None]
+    now: Callable[[], datetime]
+
+    async def reconcile(self, key: ObjectKey) -> float | None:
+        """Reconcile one run; returns after how many seconds to look again, or None."""
+        gone = frozenset(self.facts.gone.get(key, ()))
+        observed = await self._observe(key, gone)
+        requeue_after = await self._carry_out(observed)
+        self._settle(key, gone)
+        return requeue_after
+
+    async def _observe(self, key: ObjectKey, gone: frozenset[str]) -> Observed:
+        run = self.cache.runs.get(key)
+        if run is None or uid_of(run) in gone:
+            run = await self._read(key)
+        observed = Observed(key=key, settings=self.settings, now=self.now(), run=run, gone=gone)
+        if run is None or is_finished(run):
+            return observed
+        uid = uid_of(run)
+        agent = self.cache.agents.get(ObjectKey(key.namespace, run["spec"]["agentRef"]["name"]))
+        observed = replace(
+            observed,
+            agent=agent,
+            model=agent and self.cache.models.get(ObjectKey(key.namespace, agent["spec"]["modelRef"]["name"])),
+            pool_exists=agent is not None and self.cache.pools.get(ObjectKey(key.namespace, pool_of(agent))) is not None,
+            swept=self.facts.swept,
+            problem=self.facts.problems.get(uid),
+            cancel_sent=uid in self.facts.cancel_sent,
+        )
+        if uid in self.facts.doubtful or uid in self.facts.missing_since or needs_look(run, observed.cancel_sent):
+            observed = await self._look(observed, uid)
+        return observed
+
+    async def _read(self, key: ObjectKey) -> Json | None:
+        """Read the live object: what is not in the cache may be finished, deleted, or known to us a moment later."""
+        try:
+            run = await self.kube.get(AGENT_RUNS, key.namespace, key.name)
+        except NotFound:
+            return None
+        if not is_finished(run):
+            self.cache.runs.put(run)
+        return run
+
+    async def _look(self, observed: Observed, uid: str) -> Observed:
+        view = await self.workflows.look(self._workflow_id(observed.key, uid))
+        since = self.facts.missing_since.get(uid)
+        self.facts.doubtful.discard(uid)
+        was_missing = since is not None and (observed.now - since).total_seconds() >= SECOND_LOOK_SECONDS - 1
+        if view.state is not WorkflowState.MISSING:
+            self.facts.missing_since.pop(uid, None)
+        elif since is None:
+            self.facts.missing_since[uid] = observed.now
+        return replace(observed, workflow=view, was_missing=was_missing)
+
+    async def _carry_out(self, observed: Observed) -> float | None:
+        """Execute the plan. A start changes what is known, so after it the rest is planned anew (see plan B, E)."""
+        steps = plan(observed)
+        for action in steps.actions:
+            view = await self._execute(observed, action)
+            if view is not None:
+                return await self._carry_out(replace(observed, workflow=view, gone=frozenset()))
+        return steps.requeue_after
+
+    async def _execute(self, observed: Observed, action: Action) -> WorkflowView | None:
+        key, run = observed.key, observed.run
+        match action:
+            case StartWorkflow():
+                return await self._start(observed, action)
+            case WriteStatus(status):
+                assert run is not None, "a status is planned for an object"
+                await self._write(key, run, status)
+            case CancelWorkflow(workflow_id, reason):
+                assert run is not None, "a cancel is planned for an object"
+                return await self._cancel(observed, uid_of(run), workflow_id, reason)
+            case TerminateWorkflow(workflow_id, reason):
+                if await self.workflows.terminate(workflow_id, reason):
+                    logger.info("AgentRun %s: workflow %s terminated: %s", key, workflow_id, reason)
+            case WakePool(pool):
+                self.wake_pool(pool)
+            case DeleteRun(uid, resource_version):
+                await self._delete(key, uid, resource_version)
+        return None
+
+    async def _start(self, observed: Observed, start: StartWorkflow) -> WorkflowView:
+        try:
+            return await self.workflows.start(start.workflow_id, start.task_queue, start.run_input, start.request_id)
+        except TemporalError as error:
+            run = observed.run
+            assert run is not None, "a start is planned for an object"
+            if observed.now - parse_timestamp(run["metadata"]["creationTimestamp"]) > START_FAILED_AFTER:
+                message = f"The workflow cannot be started and is tried again. {error}"
+                await self._write(observed.key, run, pending_status(run, Reason.START_FAILED, message, observed.now))
+            raise
+
+    async def _write(self, key: ObjectKey, run: Json, status: Json) -> None:
+        try:
+            written = await write_status(self.kube, AGENT_RUNS, run, status, "controller")
+        except NotFound as error:
+            self.cache.runs.drop(run)
+            self.facts.gone.setdefault(key, set()).add(uid_of(run))
+            raise Conflict(str(error)) from error
+        if written is None:
+            return
+        if is_finished(written):
+            logger.info("AgentRun %s: %s", key, status["conditions"][0]["reason"])
+        else:
+            self.cache.runs.put(written)
+
+    async def _cancel(self, observed: Observed, uid: str, workflow_id: str, reason: str) -> WorkflowView | None:
+        try:
+            await self.workflows.cancel(workflow_id, reason)
+        except WorkflowNotFound:
+            return (await self._look(observed, uid)).workflow  # it has ended, or is lost
+        self.facts.cancel_sent.add(uid)
+        logger.info("AgentRun %s: workflow asked to cancel: %s", observed.key, reason)
+        return None
+
+    async def _delete(self, key: ObjectKey, uid: str, resource_version: str) -> None:
+        try:
+            await self.kube.delete(AGENT_RUNS, key.namespace, key.name, uid=uid, resource_version=resource_version)
+        except NotFound:
+            return
+        except Conflict:
+            logger.debug("AgentRun %s changed before its time was over, looking again", key)
+            raise
+        logger.info("AgentRun %s deleted: its ttlAfterFinished is over", key)
+
+    def _settle(self, key: ObjectKey, gone: frozenset[str]) -> None:
+        """Forget what was looked after. Only now: had anything failed, the next attempt would need it."""
+        left = self.facts.gone.get(key, set()) - gone
+        if left:
+            self.facts.gone[key] = left
+        else:
+            self.facts.gone.pop(key, None)
+        for uid in gone:
+            self.facts.forget(uid)
+
+    def _workflow_id(self, key: ObjectKey, uid: str) -> str:
+        return run_workflow_id(self.settings.installation, key.namespace, key.name, uid)

@@ -1,0 +1,1 @@
+"""The reporter: a Temporal worker in a thread of its own that writes what workflows report into `/status`."""

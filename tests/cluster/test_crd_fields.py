@@ -1,0 +1,240 @@
+"""Every field of every kind on a real API server, read off the schemas so that a new field cannot be forgotten.
+
+`sample` makes an object with all fields out of a schema. From it come the tests that everything is stored as sent, that
+each bound of each field is kept, and that each field of a run but `cancel` and `ttlAfterFinished` is immutable.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from dalang_api import crdgen
+from dalang_api.v1alpha1 import AgentRun
+from dalang_api.v1alpha1.schema import Resource
+
+if TYPE_CHECKING:
+    from tests.cluster.conftest import Objects
+
+Schema = dict[str, Any]
+Path = tuple[str | int, ...]
+
+TEXTS = ("word", "other", "7m", "8m", "0.7", "0.8", "https://example.com/v1", "http://example.org", "Word", "Other")
+"""Texts to choose from: every pattern of the API fits at least two of them."""
+TIMES = ("2026-01-02T03:04:05Z", "2027-01-02T03:04:05Z")
+
+CHANGEABLE = {"cancel", "ttlAfterFinished"}
+IMMUTABLE = "spec: Forbidden: a run's spec is immutable but for cancel and ttlAfterFinished; create another run"
+
+
+def choices(schema: Schema) -> tuple[Any, Any]:
+    """Return two values of a field that has no fields itself; of an enum with one value, that one twice."""
+    match schema:
+        case {"enum": values}:
+            return values[0], values[-1]
+        case {"type": "boolean"}:
+            return False, True
+        case {"type": "integer"}:
+            least = schema.get("minimum", 0)
+            return least, least + 1
+        case {"format": "date-time"}:
+            return TIMES
+        case {"type": "string"}:
+            fitting = [text for text in TEXTS if re.search(schema.get("pattern", ""), text)]
+            assert len(fitting) > 1, f"TEXTS needs two texts that match {schema['pattern']}"
+            return fitting[0], fitting[1]
+    raise AssertionError(f"no value is known for {schema}")
+
+
+def sample(schema: Schema) -> Any:
+    """Return a value with every field there is."""
+    match schema["type"]:
+        case "object":
+            return {name: sample(field) for name, field in schema["properties"].items()}
+        case "array":
+            return [sample(schema["items"])]
+        case _:
+            return choices(schema)[0]
+
+
+def fields(schema: Schema, path: Path = ()) -> Iterator[tuple[Path, Schema, bool]]:
+    """Yield each field below a schema as it stands in its `sample`: path, schema, whether it is required."""
+    for name, field in schema.get("properties", {}).items():
+        yield (*path, name), field, name in schema.get("required", [])
+        yield from fields(field, (*path, name))
+    if "items" in schema:
+        yield (*path, 0), schema["items"], True
+        yield from fields(schema["items"], (*path, 0))
+
+
+def part_schema(kind: type[Resource], part: str) -> Schema:
+    schema: Schema = crdgen.structural_schema(kind)["properties"][part]
+    return schema
+
+
+def spell(path: Path) -> str:
+    """Return a path as the API server writes it: `tools[0].name`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
+def get(value: Any, path: Path) -> Any:
+    for step in path:
+        value = value[step]
+    return value
+
+
+def put(value: Any, path: Path, new: Any) -> Any:
+    """Return a copy with a value at a path."""
+    changed = copy.deepcopy(value)
+    get(changed, path[:-1])[path[-1]] = new
+    return changed
+
+
+def cut(value: Any, path: Path) -> Any:
+    """Return a copy without the value at a path."""
+    changed = copy.deepcopy(value)
+    del get(changed, path[:-1])[path[-1]]
+    return changed
+
+
+def valid_spec(kind: type[Resource], *, task: str = "input") -> Any:
+    """Return a spec with every field; of a run's `input` and `messages` only the one that `task` names."""
+    spec = sample(part_schema(kind, "spec"))
+    if kind is AgentRun:
+        del spec[{"input": "messages", "messages": "input"}[task]]
+    return spec
+
+
+# ── Everything is stored as sent ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", crdgen.KINDS, ids=lambda kind: kind.KIND)
+def test_every_field_is_stored_and_read_back(kind: type[Resource], objects: "Objects") -> None:
+    spec, status = valid_spec(kind), sample(part_schema(kind, "status"))
+    created = objects.create(kind, spec)
+    stored = objects.replace_status(kind, {**created, "status": status})
+    assert (stored["spec"], stored["status"]) == (spec, status)
+    assert kind.model_validate(stored).to_wire() == {"spec": spec, "status": status}
+
+
+# ── Bounds ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def out_of_bounds(schema: Schema, value: Any) -> Iterator[tuple[Any, str]]:
+    """Yield values that the schema excludes, each with a part of what the API server says."""
+    other_type = 1 if schema["type"] == "string" else "1"
+    is_time = schema.get("format") == "date-time"
+    yield other_type, f"must be of type {'date-time' if is_time else schema['type']}"
+    for keyword, excess, complaint in EXCESSES:
+        if keyword in schema:
+            yield excess(schema[keyword], value), complaint.format(schema[keyword])
+    if schema.get("x-kubernetes-list-type") in ("set", "map"):
+        yield value * 2, "Duplicate value"
+
+
+EXCESSES: tuple[tuple[str, Callable[[Any, Any], Any], str], ...] = (
+    ("enum", lambda _, __: "Another", 'Unsupported value: "Another"'),
+    ("pattern", lambda _, __: "~" * 8, "should match"),
+    ("minLength", lambda least, _: "a" * (least - 1), "should be at least {} chars long"),
+    ("maxLength", lambda most, _: "a" * (most + 1), "Too long: may not be more than {} bytes"),
+    ("minimum", lambda least, _: least - 1, "should be greater than or equal to {}"),
+    ("maximum", lambda most, _: most + 1, "should be less than or equal to {}"),
+    ("minItems", lambda _, __: [], "should have at least {} items"),
+    ("maxItems", lambda most, value: value * (most + 1), "must have at most {} items"),
+)
+
+
+def bad_values(schema: Schema, value: Any) -> Iterator[tuple[Path, Any, str]]:
+    """Yield the value once with each bound of each field broken: where, the value, the complaint."""
+    for path, field, required in fields(schema):
+        try:
+            present = get(value, path)
+        except KeyError:
+            continue
+        for bad, complaint in out_of_bounds(field, present):
+            yield path, put(value, path, bad), complaint
+        if required and not isinstance(path[-1], int):
+            yield path, cut(value, path), "Required value"
+
+
+@pytest.mark.parametrize("part", ["spec", "status"])
+@pytest.mark.parametrize("kind", crdgen.KINDS, ids=lambda kind: kind.KIND)
+def test_every_bound_of_every_field_is_kept(kind: type[Resource], part: str, objects: "Objects") -> None:
+    schema = part_schema(kind, part)
+    tasks = ["input", "messages"] if (kind, part) == (AgentRun, "spec") else ["input"]
+    created = objects.create(kind, valid_spec(kind))
+
+    def write(value: Any) -> None:
+        if part == "spec":
+            objects.create(kind, value, name="y", dry_run=True)
+        else:
+            objects.replace_status(kind, {**created, "status": value}, dry_run=True)
+
+    tried, kept = [], []
+    for task in tasks:
+        good = valid_spec(kind, task=task) if part == "spec" else sample(schema)
+        for path, bad, complaint in bad_values(schema, good):
+            where = f"{part}.{spell(path)}"
+            tried.append((where, complaint))
+            try:
+                write(bad)
+            except objects.refused as refusal:
+                causes = [cause for cause in refusal.causes if cause.startswith(where) and complaint in cause]
+                kept.append((where, complaint) if causes else (where, str(refusal)))
+    assert kept == tried
+
+
+# ── A run is immutable ─────────────────────────────────────────────────────────────────────────────────────────────
+
+Change = tuple[Any, Any]
+"""A spec before and after."""
+
+
+def changes() -> Iterator[tuple[str, str, Change]]:
+    """Yield every way to add, change or remove one field of a run: its id, the field of the spec, the change."""
+    schema = part_schema(AgentRun, "spec")
+    seen = set()
+    for task in ("input", "messages"):
+        full = valid_spec(AgentRun, task=task)
+        for path, field, required in fields(schema):
+            if path in seen or path[0] not in full:
+                continue
+            seen.add(path)
+            name, top = spell(path), str(path[0])
+            if not required:
+                yield f"{name} is added", top, (cut(full, path), full)
+                yield f"{name} is removed", top, (full, cut(full, path))
+            if field["type"] == "array":
+                yield f"{name} gets longer", top, (full, put(full, path, get(full, path) * 2))
+            elif field["type"] != "object":
+                yield f"{name} is changed", top, (full, put(full, path, choices(field)[1]))
+    assert {path[0] for path in seen} == set(schema["properties"])
+
+
+def possible(change: Change) -> bool:
+    """Whether both specs are valid by themselves: one with neither or with both tasks never gets that far."""
+    return all(("input" in spec) != ("messages" in spec) for spec in change)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [pytest.param(field, change, id=name) for name, field, change in changes() if possible(change)],
+)
+def test_a_run_is_immutable(field: str, change: Change, objects: "Objects") -> None:
+    before, after = change
+    run = objects.create(AgentRun, before)
+    if field in CHANGEABLE:
+        assert objects.replace(AgentRun, {**run, "spec": after})["spec"] == after
+    else:
+        with pytest.raises(objects.refused) as refusal:
+            objects.replace(AgentRun, {**run, "spec": after})
+        assert IMMUTABLE in refusal.value.causes
+
+
+@pytest.mark.parametrize(("before", "after"), [("input", "messages"), ("messages", "input")])
+def test_a_run_keeps_the_form_of_its_task(before: str, after: str, objects: "Objects") -> None:
+    run = objects.create(AgentRun, valid_spec(AgentRun, task=before))
+    with pytest.raises(objects.refused) as refusal:
+        objects.replace(AgentRun, {**run, "spec": valid_spec(AgentRun, task=after)})
+    assert refusal.value.causes == [IMMUTABLE]

@@ -1,0 +1,406 @@
+"""The CRDs on a real API server: what it takes, what it refuses and with which words, and what kubectl shows."""
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from dalang_api import crdgen
+from dalang_api.v1alpha1 import Agent, AgentModel, AgentPool, AgentRun
+from dalang_api.v1alpha1.schema import Resource
+from kubernetes import client
+
+if TYPE_CHECKING:
+    from tests.cluster.conftest import ControlPlane, Objects
+
+NOT_CHECKED = (
+    "<nil>: Invalid value: null: some validation rules were not checked because the object was invalid; "
+    "correct the existing errors to complete validation"
+)
+"""What the API server adds when it did not get as far as our CEL rules."""
+
+NAME = r"'^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$'"
+IMMUTABLE = "spec: Forbidden: a run's spec is immutable but for cancel and ttlAfterFinished; create another run"
+
+MODEL = {"provider": "OpenAI", "name": "gpt-5"}
+AGENT = {"modelRef": {"name": "gpt-5"}}
+RUN = {"agentRef": {"name": "support"}, "input": "Where is order 42?"}
+USER = {"role": "User", "content": "Where is order 42?"}
+ASSISTANT = {"role": "Assistant", "content": "On its way."}
+
+
+def tool(name: str, /, **function: str) -> dict[str, Any]:
+    return {"name": name, "function": function}
+
+
+# ── The definitions ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", crdgen.KINDS, ids=lambda kind: kind.KIND)
+def test_the_api_server_keeps_all_of_a_definition(kind: type[Resource], api_client: client.ApiClient) -> None:
+    """It drops what it does not know without a word, and reports a schema that is not structural as a condition."""
+    definition = crdgen.custom_resource_definition(kind)
+    name = definition["metadata"]["name"]
+    stored = client.CustomObjectsApi(api_client).get_cluster_custom_object(
+        "apiextensions.k8s.io", "v1", "customresourcedefinitions", name
+    )
+    assert isinstance(stored, dict)
+    assert {c["type"]: c["status"] for c in stored["status"]["conditions"]} == {
+        "NamesAccepted": "True",
+        "Established": "True",
+    }
+    assert stored["metadata"]["labels"] == definition["metadata"]["labels"]
+    assert stored["spec"] == {**definition["spec"], "conversion": {"strategy": "None"}}
+
+
+# ── What is taken and what is refused ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        pytest.param(AgentModel, MODEL, id="a model with neither key nor endpoint"),
+        pytest.param(
+            AgentModel,
+            {**MODEL, "openAI": {"baseURL": "http://ollama.models:11434/v1"}},
+            id="a model at an endpoint of one's own",
+        ),
+        pytest.param(AgentModel, {**MODEL, "parameters": {"temperature": "0"}}, id="a temperature without decimals"),
+        pytest.param(AgentPool, None, id="a pool without spec"),
+        pytest.param(AgentPool, {}, id="a pool with an empty spec"),
+        pytest.param(Agent, AGENT, id="an agent that only names a model"),
+        pytest.param(Agent, {"modelRef": {"name": "gpt-5.1"}}, id="a reference to a name with a dot"),
+        pytest.param(Agent, {**AGENT, "tools": [tool("weather"), tool("rain", name="weather")]}, id="a function twice"),
+        pytest.param(AgentRun, RUN, id="a run with an input"),
+        pytest.param(AgentRun, {"agentRef": {"name": "a"}, "messages": [USER]}, id="a run with one message"),
+        pytest.param(
+            AgentRun, {"agentRef": {"name": "a"}, "messages": [USER, ASSISTANT, USER]}, id="a run with a conversation"
+        ),
+        pytest.param(AgentRun, {**RUN, "cancel": True}, id="a run that is cancelled from the start"),
+        pytest.param(AgentRun, {**RUN, "input": "ä" * 32768}, id="a maximum counts characters, not bytes"),
+    ],
+)
+def test_taken(kind: type[Resource], spec: object, objects: "Objects") -> None:
+    created = objects.create(kind, spec)
+    assert created.get("spec") == spec
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "causes"),
+    [
+        pytest.param(
+            AgentModel,
+            {**MODEL, "provider": "Anthropic"},
+            ['spec.provider: Unsupported value: "Anthropic": supported values: "OpenAI"', NOT_CHECKED],
+            id="a provider that there is none of",
+        ),
+        pytest.param(
+            AgentModel,
+            {**MODEL, "openAI": {}},
+            ["spec.openAI.baseURL: Required value", NOT_CHECKED],
+            id="settings of a provider that say nothing",
+        ),
+        pytest.param(
+            AgentModel,
+            {**MODEL, "openAI": {"baseURL": "https://user:key@models.example.com/v1"}},
+            [
+                'spec.openAI.baseURL: Invalid value: "https://user:key@models.example.com/v1": '
+                r"spec.openAI.baseURL in body should match '^https?://[^\s/?#@]+(/[^\s?#]*)?$'"
+            ],
+            id="credentials in an endpoint",
+        ),
+        pytest.param(
+            AgentModel,
+            {**MODEL, "parameters": {"temperature": 0.2}},
+            [
+                'spec.parameters.temperature: Invalid value: "number": '
+                'spec.parameters.temperature in body must be of type string: "number"',
+                NOT_CHECKED,
+            ],
+            id="a temperature that is a number",
+        ),
+        pytest.param(
+            AgentPool,
+            {"tools": ["shop.tools", "shop.tools"]},
+            ['spec.tools[1]: Duplicate value: "shop.tools"'],
+            id="a module twice",
+        ),
+        pytest.param(
+            AgentPool,
+            {"tools": ["shop-tools"]},
+            [
+                'spec.tools[0]: Invalid value: "shop-tools": spec.tools[0] in body should match '
+                r"'^[a-zA-Z_][a-zA-Z0-9_]*(\.[a-zA-Z_][a-zA-Z0-9_]*)*$'"
+            ],
+            id="a module that Python cannot import",
+        ),
+        pytest.param(Agent, None, ["spec: Required value", NOT_CHECKED], id="an agent without spec"),
+        pytest.param(Agent, {}, ["spec.modelRef: Required value", NOT_CHECKED], id="an agent without model"),
+        pytest.param(
+            Agent,
+            {**AGENT, "tools": [tool("weather"), tool("weather", name="rain")]},
+            ['spec.tools[1]: Duplicate value: {"name":"weather"}'],
+            id="two tools of one name",
+        ),
+        pytest.param(
+            Agent,
+            {**AGENT, "tools": [{"name": "weather"}]},
+            ["spec.tools[0].function: Required value", NOT_CHECKED],
+            id="a tool with nothing behind it",
+        ),
+        pytest.param(
+            AgentRun,
+            {**RUN, "agentRef": {"name": "Support"}},
+            [f'spec.agentRef.name: Invalid value: "Support": spec.agentRef.name in body should match {NAME}'],
+            id="a reference to what cannot be a name",
+        ),
+        pytest.param(
+            AgentRun,
+            {"agentRef": {"name": "a"}},
+            ["spec: Invalid value: exactly one of input and messages must be set"],
+            id="a run without task",
+        ),
+        pytest.param(
+            AgentRun,
+            {**RUN, "messages": [USER]},
+            ["spec: Invalid value: exactly one of input and messages must be set"],
+            id="a run with input and messages",
+        ),
+        pytest.param(
+            AgentRun,
+            {"agentRef": {"name": "a"}, "messages": [USER, ASSISTANT]},
+            ["spec: Invalid value: the last of messages must have role User"],
+            id="a conversation in which the user does not speak last",
+        ),
+        pytest.param(
+            AgentRun,
+            {"agentRef": {"name": "a"}, "messages": []},
+            ["spec.messages: Invalid value: 0: spec.messages in body should have at least 1 items"],
+            id="a conversation in which nobody has spoken",
+        ),
+        pytest.param(
+            AgentRun,
+            {**RUN, "limits": {"timeout": "1d"}},
+            [
+                'spec.limits.timeout: Invalid value: "1d": '
+                "spec.limits.timeout in body should match '^([0-9]{1,5}(h|m|s|ms)){1,4}$'"
+            ],
+            id="a duration in days",
+        ),
+    ],
+)
+def test_refused(kind: type[Resource], spec: object, causes: list[str], objects: "Objects") -> None:
+    with pytest.raises(objects.refused) as refusal:
+        objects.create(kind, spec)
+    assert refusal.value.causes == causes
+
+
+@pytest.mark.parametrize("kind", crdgen.KINDS, ids=lambda kind: kind.KIND)
+def test_the_length_of_a_name_is_limited(kind: type[Resource], objects: "Objects") -> None:
+    spec = {Agent: AGENT, AgentModel: MODEL, AgentPool: {}, AgentRun: RUN}[kind]
+    objects.create(kind, spec, name="n" * kind.NAME_MAX)
+    with pytest.raises(objects.refused) as refusal:
+        objects.create(kind, spec, name="n" * (kind.NAME_MAX + 1))
+    assert refusal.value.causes == [
+        f"metadata.name: Invalid value: {kind.KIND} names may have at most {kind.NAME_MAX} characters"
+    ]
+
+
+def test_an_unknown_field_is_refused(objects: "Objects") -> None:
+    with pytest.raises(objects.refused, match=r'strict decoding error: unknown field "spec\.model"'):
+        objects.create(Agent, {**AGENT, "model": "gpt-5"})
+
+
+# ── The life of a run ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def waiting(condition_type: str, status: str) -> dict[str, str]:
+    return {
+        "type": condition_type,
+        "status": status,
+        "reason": "Pending",
+        "message": "Waiting for the controller",
+        "lastTransitionTime": "1970-01-01T00:00:00Z",
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "status"),
+    [
+        pytest.param(
+            AgentModel, MODEL, {"observedGeneration": -1, "conditions": [waiting("Ready", "False")]}, id="model"
+        ),
+        pytest.param(AgentPool, None, {"observedGeneration": -1, "conditions": [waiting("Ready", "False")]}, id="pool"),
+        pytest.param(Agent, AGENT, {"observedGeneration": -1, "conditions": [waiting("Ready", "False")]}, id="agent"),
+        pytest.param(
+            AgentRun,
+            RUN,
+            {
+                "phase": "Pending",
+                "observedGeneration": -1,
+                "conditions": [waiting("Ready", "False"), waiting("Succeeded", "Unknown")],
+            },
+            id="run",
+        ),
+    ],
+)
+def test_an_object_is_born_pending(kind: type[Resource], spec: object, status: object, objects: "Objects") -> None:
+    created = objects.create(kind, spec, status={"observedGeneration": 7})
+    assert created["status"] == status, "the user's own status counts"
+    assert objects.get(kind) == created, "it took a write"
+
+
+def finish(run: dict[str, Any]) -> dict[str, Any]:
+    return {**run, "status": {**run["status"], "phase": "Succeeded", "finishedAt": "2026-01-02T03:04:05Z"}}
+
+
+def test_field_selectors_find_runs(objects: "Objects") -> None:
+    objects.create(AgentRun, RUN, name="waiting")
+    objects.create(AgentRun, {**RUN, "agentRef": {"name": "sales"}}, name="of-sales")
+    objects.replace_status(AgentRun, finish(objects.create(AgentRun, RUN, name="finished")))
+
+    assert objects.select(AgentRun, "status.finishedAt=") == ["of-sales", "waiting"]
+    assert objects.select(AgentRun, "status.finishedAt!=") == ["finished"]
+    assert objects.select(AgentRun, "status.phase=Pending") == ["of-sales", "waiting"]
+    assert objects.select(AgentRun, "status.phase=Succeeded") == ["finished"]
+    assert objects.select(AgentRun, "spec.agentRef.name=sales") == ["of-sales"]
+    assert objects.select(AgentRun, "spec.agentRef.name=support,status.finishedAt=") == ["waiting"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "causes"),
+    [
+        pytest.param({}, {"cancel": True}, ["cancel"], id="cancel is refused"),
+        pytest.param({"cancel": False}, {"cancel": True}, ["cancel"], id="cancel is refused where it was false"),
+        pytest.param({}, {"cancel": False}, [], id="not cancelling it is no change"),
+        pytest.param(
+            {"cancel": True}, {"cancel": True, "ttlAfterFinished": "1h"}, [], id="cancelled: the rest goes on"
+        ),
+        pytest.param({"cancel": True}, {}, [], id="cancelled: Flux may take a patched cancel back"),
+        pytest.param({}, {"ttlAfterFinished": "1h"}, [], id="ttlAfterFinished is set"),
+        pytest.param({"ttlAfterFinished": "1h"}, {"ttlAfterFinished": "2h"}, [], id="ttlAfterFinished is changed"),
+        pytest.param({"ttlAfterFinished": "1h"}, {}, [], id="ttlAfterFinished is removed"),
+        pytest.param({}, {"limits": {"maxTurns": 3}}, ["immutable"], id="everything else is refused"),
+    ],
+)
+def test_after_its_end(before: dict[str, Any], after: dict[str, Any], causes: list[str], objects: "Objects") -> None:
+    messages = {
+        "cancel": "spec.cancel: Forbidden: the run has finished: it can no longer be cancelled",
+        "immutable": IMMUTABLE,
+    }
+    run = objects.replace_status(AgentRun, finish(objects.create(AgentRun, {**RUN, **before})))
+    changed = {**run, "spec": {**RUN, **after}}
+    if causes:
+        with pytest.raises(objects.refused) as refusal:
+            objects.replace(AgentRun, changed)
+        assert refusal.value.causes == [messages[cause] for cause in causes]
+    else:
+        assert objects.replace(AgentRun, changed)["spec"] == changed["spec"]
+
+
+def test_the_longest_conversation_can_be_cancelled(objects: "Objects") -> None:
+    """Comparing it with itself, for immutability, must not cost more than the API server grants a rule."""
+    spec = {"agentRef": {"name": "support"}, "messages": [{"role": "User", "content": "a" * 32768}] * 40}
+    run = objects.create(AgentRun, spec)
+    objects.replace(AgentRun, {**run, "spec": {**spec, "cancel": True}})
+
+
+def test_labels_and_status_can_be_written_after_its_end(objects: "Objects") -> None:
+    run = objects.replace_status(AgentRun, finish(objects.create(AgentRun, RUN)))
+    run = objects.replace(AgentRun, {**run, "metadata": {**run["metadata"], "labels": {"team": "shop"}}})
+    run["status"]["output"] = "On its way."
+    assert objects.replace_status(AgentRun, run)["status"]["output"] == "On its way."
+
+
+# ── What kubectl shows ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_kubectl_lists_all_kinds_of_the_category(control_plane: "ControlPlane", objects: "Objects") -> None:
+    objects.create(AgentModel, MODEL, name="gpt-5")
+    objects.create(AgentPool, None, name="default")
+    objects.create(Agent, AGENT, name="support")
+    objects.create(AgentRun, RUN, name="refund")
+    listed = control_plane.kubectl("get", "dalang", "--namespace", objects.namespace, "--output", "name")
+    assert sorted(listed.split()) == [
+        "agent.dalang.dev/support",
+        "agentmodel.dalang.dev/gpt-5",
+        "agentpool.dalang.dev/default",
+        "agentrun.dalang.dev/refund",
+    ]
+
+
+READY = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-02T03:04:05Z"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "status", "columns"),
+    [
+        pytest.param(
+            AgentModel,
+            MODEL,
+            {"conditions": [{**READY, "reason": "Accepted"}]},
+            {"NAME": "x", "PROVIDER": "OpenAI", "MODEL": "gpt-5", "READY": "True"},
+            id="models",
+        ),
+        pytest.param(
+            AgentPool,
+            {},
+            {"conditions": [{**READY, "reason": "Available"}], "replicas": 2, "readyReplicas": 1},
+            {"NAME": "x", "DESIRED": "2", "WORKERS": "1", "READY": "True", "REASON": "Available"},
+            id="pools",
+        ),
+        pytest.param(
+            Agent,
+            {**AGENT, "poolRef": {"name": "gpu"}},
+            {"conditions": [{**READY, "reason": "Resolved"}]},
+            {"NAME": "x", "MODEL": "gpt-5", "POOL": "gpu", "READY": "True", "REASON": "Resolved"},
+            id="agents",
+        ),
+        pytest.param(
+            AgentRun,
+            RUN,
+            {
+                "phase": "Succeeded",
+                "conditions": [{**READY, "type": "Succeeded", "reason": "Answered"}],
+                "turns": 3,
+                "usage": {"inputTokens": 40, "outputTokens": 2, "totalTokens": 42},
+                "output": "Arrived.",
+            },
+            {
+                "NAME": "x",
+                "AGENT": "support",
+                "PHASE": "Succeeded",
+                "REASON": "Answered",
+                "TURNS": "3",
+                "TOKENS": "42",
+                "OUTPUT": "Arrived.",
+            },
+            id="runs",
+        ),
+    ],
+)
+def test_kubectl_shows_columns(
+    kind: type[Resource],
+    spec: object,
+    status: object,
+    columns: dict[str, str],
+    control_plane: "ControlPlane",
+    objects: "Objects",
+) -> None:
+    objects.replace_status(kind, {**objects.create(kind, spec), "status": status})
+    table = control_plane.kubectl("get", kind.SHORT, "--namespace", objects.namespace, "--output", "wide")
+    header, row = (line.split() for line in table.splitlines())
+    shown = dict(zip(header, row, strict=True))
+    assert shown.pop("AGE")
+    assert shown == columns
+
+
+def test_kubectl_explains_a_field(control_plane: "ControlPlane") -> None:
+    explained = control_plane.kubectl("explain", "agentrun.spec.cancel")
+    assert "FIELD: cancel <boolean>" in explained
+    assert "Set it to true to cancel the run. What a tool has already done stays done." in explained
+
+
+def test_kubectl_waits_for_the_end_of_a_run(control_plane: "ControlPlane", objects: "Objects") -> None:
+    objects.replace_status(AgentRun, finish(objects.create(AgentRun, RUN)))
+    control_plane.kubectl(
+        "wait", "--for=jsonpath={.status.finishedAt}", "agentrun/x", "--namespace", objects.namespace, "--timeout=10s"
+    )

@@ -1,0 +1,130 @@
+"""The `@tool` decorator: a Python function becomes a tool that a model can call.
+
+The schema that the model sees is made once, at import, from the signature and a Google-style docstring; the same pydantic
+model later parses what the model wrote. Importing a tool module registers its tools in this process.
+"""
+
+import hashlib
+import inspect
+import json
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
+
+import docstring_parser
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_REGISTRY: dict[str, "ToolFunction"] = {}
+
+
+class ArgumentsError(ValueError):
+    """The model's arguments do not fit the function; the text is written for the model."""
+
+
+@dataclass(frozen=True)
+class ToolFunction:
+    """A registered function, with what a model is told about it."""
+
+    name: str
+    description: str
+    function: Callable[..., Any]
+    is_async: bool
+    arguments: type[BaseModel]
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON schema of the arguments, an object with one property per parameter."""
+        schema = self.arguments.model_json_schema()
+        return {key: value for key, value in schema.items() if key != "title"}
+
+    def digest(self) -> str:
+        """Return the first 16 hex digits of the SHA-256 of what the model is told."""
+        told = json.dumps([self.name, self.description, self.schema()], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def parse(self, arguments: str) -> dict[str, Any]:
+        """Return the keyword arguments for the function from what the model wrote; empty text means no arguments.
+
+        Raises:
+            ArgumentsError: It is no JSON, no object, or does not fit the signature.
+        """
+        try:
+            parsed = self.arguments.model_validate_json(arguments.strip() or "{}")
+        except ValidationError as error:
+            raise ArgumentsError(_explain(self.name, error)) from error
+        return {name: getattr(parsed, name) for name in type(parsed).model_fields}
+
+
+@overload
+def tool(function: F) -> F: ...
+@overload
+def tool(*, name: str | None = None) -> Callable[[F], F]: ...
+def tool(function: F | None = None, *, name: str | None = None) -> F | Callable[[F], F]:
+    """Register a function, sync or async, as a tool; the function itself stays as it is.
+
+    Its docstring's first part tells the model what it does, its `Args:` section what each argument means. It may return a
+    string or any JSON value. An exception is told to the model. Sync tools run in threads, async ones on an event loop of
+    their own, so neither can hold up the worker.
+
+    Args:
+        function: The function, when used as `@tool`.
+        name: The name Agents use, when it differs from the function's.
+
+    Raises:
+        TypeError: A parameter cannot be described to a model (`*args`, `**kwargs`, positional-only, no annotation).
+        ValueError: Another function is registered under the same name.
+    """
+    if function is None:
+        return lambda decorated: _register(decorated, name)
+    return _register(function, name)
+
+
+def registered_tools() -> dict[str, ToolFunction]:
+    """Return every tool registered in this process, by name."""
+    return dict(_REGISTRY)
+
+
+def _register(function: F, name: str | None) -> F:
+    described = _describe(function, name or function.__name__)
+    known = _REGISTRY.get(described.name)
+    if known is not None and known.function.__module__ != function.__module__:
+        raise ValueError(
+            f"tool {described.name!r} is registered by {known.function.__module__} already; "
+            f"give one of them another name with @tool(name=...)"
+        )
+    _REGISTRY[described.name] = described
+    return function
+
+
+def _describe(function: Callable[..., Any], name: str) -> ToolFunction:
+    documentation = docstring_parser.parse(inspect.getdoc(function) or "")
+    told = {parameter.arg_name: parameter.description for parameter in documentation.params}
+    hints = typing.get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise TypeError(f"tool {name}: parameter {parameter} cannot be described to a model; use named parameters")
+        if parameter.name not in hints:
+            raise TypeError(f"tool {name}: parameter {parameter.name} needs a type annotation")
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (hints[parameter.name], Field(default, description=told.get(parameter.name)))
+    # protected_namespaces: a parameter may well be called `model_name`.
+    config = ConfigDict(extra="forbid", protected_namespaces=())
+    arguments = create_model(f"{name}_arguments", __config__=config, **fields)
+    return ToolFunction(
+        name=name,
+        description=documentation.description or "",
+        function=function,
+        is_async=inspect.iscoroutinefunction(function),
+        arguments=arguments,
+    )
+
+
+def _explain(name: str, error: ValidationError) -> str:
+    problems = "; ".join(
+        f"{'.'.join(str(place) for place in problem['loc']) or 'arguments'}: {problem['msg']}"
+        for problem in error.errors(include_url=False, include_input=False)[:5]
+    )
+    return f"The arguments do not fit tool {name}: {problems}. Call it again with arguments that match its schema."

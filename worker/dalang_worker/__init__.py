@@ -1,0 +1,1 @@
+"""The worker: a Temporal worker that runs agents. It holds no Kubernetes credential."""

@@ -1,0 +1,183 @@
+"""The activity `model`: one model call.
+
+It does everything about a turn that a later release might do otherwise (find the tools' schemas, parse arguments), and
+returns what it found, so that the workflow decides by recorded facts only.
+"""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from dalang.tools import ArgumentsError, ToolFunction, registered_tools
+from dalang_api import contract
+from dalang_api.contract import (
+    AgentSnapshot,
+    CallVerdict,
+    Message,
+    ModelCall,
+    ModelReply,
+    Retrying,
+    TextPart,
+    ToolCallPart,
+)
+from dalang_api.v1alpha1.conditions import Reason
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+
+from dalang_worker import providers
+from dalang_worker.activities.failures import final, retryable
+from dalang_worker.activities.heartbeat import beating
+from dalang_worker.providers import ModelAnswer, ModelCallError, ModelRequest, Provider, ToolSpec, Verdict
+from dalang_worker.secrets import SecretNotFoundError, read_key
+from dalang_worker.text import cut
+from dalang_worker.transcripts import Snapshots, Transcripts
+
+log = logging.getLogger(__name__)
+
+TELL_FROM_ATTEMPT = 3
+"""The attempt whose failure the run's condition first tells; earlier ones are the usual noise of networks."""
+
+
+class ModelActivity:
+    """Makes model calls for every run of this worker."""
+
+    def __init__(self, client: Client, secrets_path: Path, transcript_cache_bytes: int) -> None:
+        self._client = client
+        self._secrets_path = secrets_path
+        self._transcripts = Transcripts(client, transcript_cache_bytes)
+        self._snapshots = Snapshots(client)
+        self._providers: dict[str, Provider] = {}
+
+    @activity.defn(name=contract.MODEL_ACTIVITY)
+    async def model(self, call: ModelCall) -> ModelReply:
+        """Make one model call and return the reply with a verdict on each tool call it asks for."""
+        async with beating():
+            try:
+                return await self._complete(call)
+            except ApplicationError as error:
+                await self._tell(error)
+                raise
+            except asyncio.CancelledError:
+                if activity.is_worker_shutdown():
+                    raise retryable("WorkerStopped", "the worker was stopped") from None
+                raise
+
+    async def _complete(self, call: ModelCall) -> ModelReply:
+        info = activity.info()
+        run = (info.workflow_id or "", info.workflow_run_id or "")
+        snapshot = await self._snapshots.get(run, call.snapshot)
+        agent = snapshot.agent(call.agent)
+        tools = _offered_tools(agent)
+        model = snapshot.model(agent.model)
+        try:
+            api_key = read_key(self._secrets_path, model.api_key) if model.api_key else None
+        except SecretNotFoundError as error:
+            raise retryable(Reason.SECRET_NOT_FOUND, str(error)) from None
+        request = ModelRequest(
+            model=model,
+            api_key=api_key,
+            instructions=agent.instructions,
+            messages=await self._transcripts.messages(run, call),
+            tools=[ToolSpec(name, tool.description, tool.schema()) for name, tool in tools.items()],
+            temperature=float(agent.temperature) if agent.temperature else None,
+            max_output_tokens=agent.max_output_tokens,
+        )
+        provider = await self._provider(model.provider)
+        try:
+            answer = await provider.complete(request)
+        except ModelCallError as error:
+            raise _application_error(error) from error
+        reply = make_reply(call, agent.name, answer, tools)
+        self._transcripts.said(run, call.thread, reply.message)
+        return reply
+
+    async def _provider(self, name: str) -> Provider:
+        if name not in self._providers:
+            loaded = await asyncio.to_thread(providers.load, name)
+            self._providers.setdefault(name, loaded)
+        return self._providers[name]
+
+    async def _tell(self, error: ApplicationError) -> None:
+        """Signal the run's workflow that this call fails; a workflow cannot see its activities' attempts."""
+        info = activity.info()
+        log.warning("%s: model call failed (attempt %d): %s", info.workflow_id, info.attempt, error.message)
+        reason = Reason.parse(error.type)
+        if error.non_retryable or reason is None or not is_worth_telling(info.attempt):
+            return
+        handle = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
+        retrying = Retrying(reason=reason, message=f"{error.message} (attempt {info.attempt})")
+        await handle.signal(contract.RETRYING_SIGNAL, retrying)
+
+
+def is_worth_telling(attempt: int) -> bool:
+    """Return whether the run should hear of this attempt: the third, and from the sixth on, when 30 s lie between."""
+    return attempt == TELL_FROM_ATTEMPT or attempt >= 2 * TELL_FROM_ATTEMPT
+
+
+def make_reply(call: ModelCall, agent: str, answer: ModelAnswer, tools: dict[str, ToolFunction]) -> ModelReply:
+    """Return the reply as it is recorded: bounded in size, call ids replaced by ours, a verdict on each call."""
+    parts: list[contract.Part] = []
+    verdicts: list[CallVerdict] = []
+    if answer.text or not answer.calls:
+        parts.append(TextPart(text=cut(answer.text, contract.MESSAGE_MAX_BYTES)))
+    for index, requested in enumerate(answer.calls):
+        call_id = f"call_{call.turn}_{index}"
+        verdict = judge(call_id, index, requested.tool, requested.arguments, tools)
+        # Arguments that do not fit our bounds are not kept: cut JSON is no JSON.
+        arguments = requested.arguments if _is_small(requested.arguments) else "{}"
+        parts.append(ToolCallPart(call_id=call_id, tool=cut(requested.tool, 128), arguments=arguments))
+        verdicts.append(verdict)
+    return ModelReply(
+        message=Message(role="assistant", parts=parts, sender=agent),
+        calls=verdicts or None,
+        input_tokens=answer.input_tokens,
+        output_tokens=answer.output_tokens,
+        failure=answer.failure,
+    )
+
+
+def judge(call_id: str, index: int, tool: str, arguments: str, tools: dict[str, ToolFunction]) -> CallVerdict:
+    """Return whether a call can be run, and if not, what the model is told."""
+    function = tools.get(tool)
+    if function is None:
+        known = ", ".join(sorted(tools)) or "none"
+        return CallVerdict(call_id=call_id, error=f"There is no tool {tool[:128]!r}. The tools are: {known}.")
+    if index >= contract.TURN_MAX_CALLS:
+        limit = contract.TURN_MAX_CALLS
+        return CallVerdict(
+            call_id=call_id, error=f"Not run: at most {limit} calls in one turn. Ask again for the rest."
+        )
+    if not _is_small(arguments):
+        limit = contract.TOOL_OUTPUT_MAX_BYTES
+        return CallVerdict(call_id=call_id, error=f"Not run: the arguments are longer than {limit} bytes.")
+    try:
+        function.parse(arguments)
+    except ArgumentsError as error:
+        return CallVerdict(call_id=call_id, error=cut(str(error), contract.TOOL_OUTPUT_MAX_BYTES))
+    return CallVerdict(call_id=call_id, function=function.name)
+
+
+def _is_small(arguments: str) -> bool:
+    return len(arguments.encode(errors="replace")) <= contract.TOOL_OUTPUT_MAX_BYTES
+
+
+def _offered_tools(agent: AgentSnapshot) -> dict[str, ToolFunction]:
+    """Return the agent's tools, by the name the model sees.
+
+    Raises:
+        ApplicationError: This worker does not have one of them; another, or the next build, may.
+    """
+    registered = registered_tools()
+    missing = sorted(binding.function for binding in agent.tools if binding.function not in registered)
+    if missing:
+        have = ", ".join(sorted(registered)) or "none"
+        message = f"The pool's modules register no function {', '.join(missing)} (they register: {have})"
+        raise retryable(Reason.TOOL_NOT_FOUND, message[:700])
+    return {binding.name: registered[binding.function] for binding in agent.tools}
+
+
+def _application_error(error: ModelCallError) -> ApplicationError:
+    if error.failure.verdict is Verdict.FINAL:
+        return final(error.failure.reason, str(error))
+    return retryable(error.failure.reason, str(error), error.failure.after_seconds)

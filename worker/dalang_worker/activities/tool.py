@@ -1,0 +1,69 @@
+"""The activity `tool`: one tool call. Whatever the tool does, the model is told; only a lost worker makes it run again."""
+
+import asyncio
+import logging
+from typing import Any
+
+from dalang.tools import ArgumentsError, registered_tools
+from dalang_api import contract
+from dalang_api.contract import ToolCall, ToolOutcome
+from dalang_api.v1alpha1.conditions import Reason
+from pydantic_core import to_json
+from temporalio import activity
+
+from dalang_worker.activities.failures import retryable
+from dalang_worker.activities.heartbeat import beating
+from dalang_worker.text import cut
+from dalang_worker.tools.runner import ToolRunner
+
+log = logging.getLogger(__name__)
+
+
+class ToolActivity:
+    """Runs tools for every run of this worker."""
+
+    def __init__(self, runner: ToolRunner) -> None:
+        self._runner = runner
+
+    @activity.defn(name=contract.TOOL_ACTIVITY)
+    async def tool(self, call: ToolCall) -> ToolOutcome:
+        """Run one tool and return what it said, or what went wrong with it."""
+        function = registered_tools().get(call.function)
+        if function is None:
+            raise retryable(Reason.TOOL_NOT_FOUND, f"This worker registers no function {call.function}")
+        try:
+            arguments = function.parse(call.arguments)
+        except ArgumentsError as error:
+            return _failed(str(error))
+        async with beating():
+            try:
+                return ToolOutcome(output=render(await self._runner.run(function, arguments)))
+            except asyncio.CancelledError:
+                if activity.is_worker_shutdown():
+                    raise retryable("WorkerStopped", "the worker was stopped") from None
+                raise
+            except Exception as error:  # noqa: BLE001  # somebody else's code: the model is told, whatever it raised
+                log.info("tool %s raised %s: %s", call.tool, type(error).__name__, error)
+                return _failed(f"{type(error).__name__}: {error}")
+
+
+def render(value: Any) -> str:
+    """Return what a tool returned as the text the model reads: strings as they are, all else as JSON, within bounds."""
+    if isinstance(value, bytes):
+        value = _decode(value)
+    elif not isinstance(value, str):
+        value = to_json(value, fallback=repr, inf_nan_mode="constants").decode()
+    return cut(value, contract.TOOL_OUTPUT_MAX_BYTES)
+
+
+def _decode(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return "[not UTF-8: what cannot be read is shown as \N{REPLACEMENT CHARACTER}]\n" + value.decode(
+            errors="replace"
+        )
+
+
+def _failed(message: str) -> ToolOutcome:
+    return ToolOutcome(output=cut(message, contract.TOOL_OUTPUT_MAX_BYTES), is_error=True)

@@ -1,0 +1,79 @@
+"""What a run tells about itself: the whole of its state, cut to what fits a status."""
+
+from datetime import UTC, datetime
+
+from dalang_api import contract
+from dalang_api.contract import Message, RecentMessage, RunReport
+
+from dalang_worker.conductor.loop import RunState
+from dalang_worker.conductor.thread import Thread
+
+_ROLES = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
+
+
+def timestamp(moment: datetime) -> str:
+    """Return RFC 3339 in UTC with whole seconds, as Kubernetes writes times."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def make_report(
+    state: RunState,
+    *,
+    seq: int,
+    run_id: str,
+    task_queue: str,
+    phase: str,
+    reason: str,
+    message: str,
+    started_at: datetime,
+    finished_at: datetime | None = None,
+    output: str | None = None,
+) -> RunReport:
+    """Return the report of a run's present state."""
+    return RunReport.model_validate(
+        {
+            "seq": seq,
+            "run_id": run_id,
+            "task_queue": task_queue,
+            "phase": phase,
+            "reason": reason,
+            "message": message[:1024],
+            "agent": state.agent,
+            "agents": [
+                {"name": agent.name, "uid": agent.uid, "generation": agent.generation}
+                for agent in state.snapshot.agents
+            ],
+            "started_at": timestamp(started_at),
+            "finished_at": timestamp(finished_at) if finished_at else None,
+            "output": output[: contract.OUTPUT_MAX_CHARS] if output is not None else None,
+            "output_truncated": True if output and len(output) > contract.OUTPUT_MAX_CHARS else None,
+            "messages": [recent for thread in state.threads.values() for recent in recent_messages(thread)],
+            "turns": state.turns,
+            "input_tokens": state.input_tokens,
+            "output_tokens": state.output_tokens,
+        }
+    )
+
+
+def recent_messages(thread: Thread) -> list[RecentMessage]:
+    """Return the last few messages of a thread, one entry a message or tool result, each cut."""
+    entries = [entry for message in thread.messages[-contract.RECENT_MESSAGES :] for entry in _entries(message)]
+    return entries[-contract.RECENT_MESSAGES :]
+
+
+def _entries(message: Message) -> list[RecentMessage]:
+    if message.role == "tool":
+        return [
+            _entry("Tool", part.output, part.tool)
+            for part in message.parts
+            if isinstance(part, contract.ToolResultPart)
+        ]
+    lines = [message.text()] if message.text() else []
+    lines += [f"→ {call.tool}({call.arguments})" for call in message.tool_calls()]
+    return [_entry(_ROLES[message.role], "\n".join(lines), message.sender)]
+
+
+def _entry(role: str, content: str, sender: str | None) -> RecentMessage:
+    limit = contract.RECENT_MESSAGE_MAX_CHARS
+    cut = content if len(content) <= limit else content[: limit - 1] + "…"
+    return RecentMessage.model_validate({"role": role, "content": cut, "sender": sender})

@@ -1,0 +1,127 @@
+"""`dalang worker`: the process of an AgentPool's pod. From settings to a Temporal worker that drains when it is told to."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from datetime import timedelta
+from importlib.metadata import version
+
+from dalang_api import contract, process
+from dalang_api.contract import Catalogue
+from pydantic_settings import CliApp
+from temporalio.client import Client
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.exceptions import TemporalError
+from temporalio.worker import Worker
+
+from dalang_worker.activities.model import ModelActivity
+from dalang_worker.activities.tool import ToolActivity
+from dalang_worker.settings import WorkerSettings
+from dalang_worker.tools.loader import load_tools
+from dalang_worker.tools.runner import ToolRunner
+from dalang_worker.workflows.run import AgentRunWorkflow
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_THROTTLE = timedelta(seconds=2)
+"""Beats are passed on every 2 s, not after 80 % of the timeout, since a cancel comes back with them."""
+MAX_CACHED_WORKFLOWS = 2000
+"""A waiting run takes about 60 KB in the cache; out of it, its next task replays its history."""
+
+
+def main(argv: list[str]) -> int:
+    """Run until SIGTERM or SIGINT; return the exit code."""
+    settings = CliApp.run(WorkerSettings, cli_args=argv)
+    process.configure_logging(settings)
+    try:
+        asyncio.run(run(settings))
+    except OSError as error:
+        log.error("cannot serve on %s: %s; set --http-address", settings.http_address, error)
+        return 1
+    # temporalio may abort at interpreter exit after everything is done (sdk-python #300).
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+async def run(settings: WorkerSettings) -> None:
+    """Serve the pool's task queue until a signal asks to stop, then drain."""
+    stopping = _stop_on_signal()
+    missing = "Temporal has not been reached yet"
+    http = await process.serve_http(settings.http_address, lambda: missing)
+    catalogue = load_tools(settings.tool_modules, settings.tools_path)
+    client = await _connect(settings, stopping)
+    if client is not None:
+        async with _make_worker(settings, client):
+            missing = ""
+            publishing = asyncio.create_task(_publish(settings, client, catalogue))
+            log.info("serving %s with %d tools", settings.queue, len(catalogue.tools))
+            await stopping.wait()
+            missing = "stopping"
+            publishing.cancel()
+            log.info("stopping: waiting up to %g s for the activities under way", settings.drain_seconds)
+    await http.cleanup()
+
+
+def _stop_on_signal() -> asyncio.Event:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    return stopping
+
+
+async def _connect(settings: WorkerSettings, stopping: asyncio.Event) -> Client | None:
+    """Return a client as soon as Temporal can be reached, or None where the process is told to stop before that."""
+    delay = 0.25
+    while not stopping.is_set():
+        try:
+            return await process.connect(settings, identity=settings.pod)
+        except RuntimeError as error:
+            log.warning("Temporal at %s cannot be reached, trying again: %s", settings.temporal_address, error)
+        delay = min(delay * 2, 10.0)
+        try:
+            await asyncio.wait_for(stopping.wait(), delay)
+        except TimeoutError:
+            continue
+    return None
+
+
+def _make_worker(settings: WorkerSettings, client: Client) -> Worker:
+    model = ModelActivity(client, settings.secrets_path, settings.transcript_cache_mib * 1024 * 1024)
+    tool = ToolActivity(ToolRunner(settings.tool_threads))
+    return Worker(
+        client,
+        task_queue=settings.queue,
+        workflows=[AgentRunWorkflow],
+        activities=[model.model, tool.tool],
+        max_concurrent_activities=settings.slots,
+        max_cached_workflows=MAX_CACHED_WORKFLOWS,
+        max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+        default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+        graceful_shutdown_timeout=timedelta(seconds=settings.drain_seconds),
+        # Without it the SDK hashes every imported module at start.
+        build_id=version("dalang"),
+    )
+
+
+async def _publish(settings: WorkerSettings, client: Client, catalogue: Catalogue) -> None:
+    """Tell the pool's status what this build can do. Tried until Temporal takes it."""
+    workflow_id = contract.catalogue_workflow_id(
+        settings.installation, settings.namespace, settings.pool, settings.build
+    )
+    while True:
+        try:
+            await client.start_workflow(
+                contract.PUBLISH_TOOLS_WORKFLOW,
+                catalogue,
+                id=workflow_id,
+                task_queue=contract.reporter_queue(settings.installation),
+                id_conflict_policy=WorkflowIDConflictPolicy.TERMINATE_EXISTING,
+            )
+        except (TemporalError, TimeoutError) as error:
+            log.warning("the catalogue could not be published, trying again: %s", error)
+            await asyncio.sleep(5)
+        else:
+            return

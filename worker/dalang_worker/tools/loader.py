@@ -1,0 +1,33 @@
+"""Imports the pool's tool modules. A module that does not import is told of, and does not stop the worker."""
+
+import importlib
+import logging
+import sys
+import traceback
+from pathlib import Path
+
+from dalang.tools import registered_tools
+from dalang_api.contract import Catalogue, CatalogueTool, ImportFailure
+
+log = logging.getLogger(__name__)
+
+
+def load_tools(modules: list[str], tools_path: Path | None) -> Catalogue:
+    """Import the modules and return what they registered, and which of them failed with what."""
+    if tools_path is not None:
+        sys.path.insert(0, str(tools_path))
+    failures = [failure for module in modules if (failure := _import(module)) is not None]
+    tools = [CatalogueTool(name=tool.name, digest=tool.digest()) for tool in registered_tools().values()]
+    return Catalogue(tools=sorted(tools, key=lambda tool: tool.name), failures=failures)
+
+
+def _import(module: str) -> ImportFailure | None:
+    try:
+        importlib.import_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # somebody else's code: even SystemExit must not end the worker
+        last_line = traceback.format_exception_only(error)[-1].strip()
+        log.error("tool module %s cannot be imported:\n%s", module, traceback.format_exc())
+        return ImportFailure(module=module, error=last_line[:512])
+    return None

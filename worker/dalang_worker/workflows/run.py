@@ -1,0 +1,250 @@
+"""The workflow `AgentRun`: it gives the conductor's ports to Temporal, keeps the timeout, and reports.
+
+One run is one workflow. A change that alters its commands goes behind `workflow.patched`, and `tests/workflow/histories`
+replays what earlier versions recorded.
+"""
+
+import asyncio
+from datetime import datetime, timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError
+
+with workflow.unsafe.imports_passed_through():
+    from dalang_api import contract
+    from dalang_api.contract import (
+        AgentSnapshot,
+        ModelCall,
+        ModelReply,
+        Retrying,
+        RunInput,
+        RunReport,
+        Snapshot,
+        ToolCall,
+        ToolOutcome,
+        TranscriptPage,
+        TranscriptRequest,
+    )
+    from dalang_api.v1alpha1.conditions import Phase, Reason
+
+    from dalang_worker.conductor.loop import RunFailed, RunState, converse
+    from dalang_worker.conductor.report import make_report
+    from dalang_worker.conductor.thread import Thread
+
+MODEL_START_TO_CLOSE = timedelta(minutes=10)
+"""One attempt of a model call; a long answer of a large model takes minutes."""
+HEARTBEAT_TIMEOUT = timedelta(seconds=10)
+"""After a lost worker, how long until its activities are given to another. Activities beat every 2 s."""
+CALL_RETRY = RetryPolicy(
+    initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(minutes=1)
+)
+"""Model calls are retried until the run's timeout; so is a tool call, but only when its worker was lost."""
+REPORT_RETRY = RetryPolicy(
+    initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=10)
+)
+PROGRESS_INTERVAL = timedelta(seconds=30)
+"""Progress is reported at most this often: each report is a write to the API server and six events of history."""
+
+
+@workflow.defn(name=contract.RUN_WORKFLOW)
+class AgentRunWorkflow:
+    """Carries one AgentRun out."""
+
+    @workflow.init
+    def __init__(self, run: RunInput) -> None:
+        self._run = run
+        self._state = RunState(
+            snapshot=run.snapshot,
+            snapshot_digest=run.snapshot.digest(),
+            max_turns=run.max_turns,
+            agent=run.agent,
+        )
+        self._started_at = workflow.now()
+        self._seq = 0
+        self._reported_at = self._started_at
+        self._retrying: Retrying | None = None
+        self._waiting_for = "the first turn"
+
+    @workflow.run
+    async def run(self, run: RunInput) -> RunReport:
+        """Return the last report; fail with it, or be cancelled, where there is no answer."""
+        try:
+            async with asyncio.timeout(run.timeout_seconds):
+                output = await converse(self._state, Thread("main", run.messages), self)
+        except TimeoutError:
+            failure = RunFailed(Reason.TIMEOUT, self._timeout_message(run.timeout_seconds))
+            return await self._fail(failure)
+        except RunFailed as failure:
+            return await self._fail(failure)
+        except asyncio.CancelledError:
+            await self._report_end(
+                Phase.CANCELLED, Reason.CANCELLED, f"Cancelled while waiting for {self._waiting_for}"
+            )
+            raise
+        return await self._report_end(
+            Phase.SUCCEEDED, Reason.ANSWERED, f"{self._state.agent} answered after {self._turns()}", output
+        )
+
+    # ── What others ask of a running run ──
+
+    @workflow.query(name=contract.TRANSCRIPT_QUERY)
+    def transcript(self, request: TranscriptRequest) -> TranscriptPage:
+        """Return a page of a thread."""
+        thread = self._state.threads[request.thread]
+        return TranscriptPage(messages=thread.page(request.start, request.count))
+
+    @workflow.query(name=contract.SNAPSHOT_QUERY)
+    def snapshot(self) -> Snapshot:
+        """Return what the run started with."""
+        return self._run.snapshot
+
+    @workflow.signal(name=contract.RETRYING_SIGNAL)
+    def retrying(self, retrying: Retrying) -> None:
+        """Take note that an activity fails and is tried again, so that the condition can say so."""
+        first = self._retrying is None or self._retrying.reason != retrying.reason
+        self._retrying = retrying
+        if first or self._is_report_due():
+            self._report_progress()
+
+    @workflow.signal(name=contract.REPORT_AGAIN_SIGNAL)
+    def report_again(self) -> None:
+        """Report the present state once more; somebody found the object's status out of date."""
+        self._report_progress()
+
+    # ── The conductor's ports ──
+
+    async def model(self, agent: AgentSnapshot, call: ModelCall) -> ModelReply:
+        """Make a model call as one activity, on the queue of the agent's pool."""
+        self._waiting_for = f"the model (turn {call.turn})"
+        try:
+            reply: ModelReply = await workflow.execute_activity(
+                contract.MODEL_ACTIVITY,
+                call,
+                result_type=ModelReply,
+                task_queue=agent.queue,
+                start_to_close_timeout=MODEL_START_TO_CLOSE,
+                heartbeat_timeout=HEARTBEAT_TIMEOUT,
+                retry_policy=CALL_RETRY,
+            )
+        except ActivityError as error:
+            raise _run_failed(error) from error
+        self._recovered()
+        return reply
+
+    async def tool(self, agent: AgentSnapshot, call: ToolCall) -> ToolOutcome:
+        """Make a tool call as one activity, on the queue of the agent's pool."""
+        self._waiting_for = f"tool {call.tool} (turn {call.turn})"
+        try:
+            outcome: ToolOutcome = await workflow.execute_activity(
+                contract.TOOL_ACTIVITY,
+                call,
+                result_type=ToolOutcome,
+                task_queue=agent.queue,
+                start_to_close_timeout=timedelta(seconds=self._run.timeout_seconds),
+                heartbeat_timeout=HEARTBEAT_TIMEOUT,
+                retry_policy=CALL_RETRY,
+            )
+        except ActivityError as error:
+            raise _run_failed(error) from error
+        return outcome
+
+    def history_is_full(self) -> bool:
+        """Return whether the history comes near the size at which Temporal ends a workflow without a word."""
+        info = workflow.info()
+        return (
+            info.get_current_history_size() > contract.HISTORY_MAX_BYTES
+            or info.get_current_history_length() > contract.HISTORY_MAX_EVENTS
+        )
+
+    def turn_done(self) -> None:
+        """Report progress if the last report is old enough."""
+        if self._is_report_due():
+            self._report_progress()
+
+    # ── Reports ──
+
+    def _recovered(self) -> None:
+        """After a model call that had been failing: the condition must not go on saying so."""
+        if self._retrying is not None:
+            self._retrying = None
+            self._report_progress()
+
+    def _is_report_due(self) -> bool:
+        return workflow.now() - self._reported_at >= PROGRESS_INTERVAL
+
+    def _report_progress(self) -> None:
+        """Send a report and do not wait for it: a later one replaces it, so it may get lost."""
+        self._reported_at = workflow.now()
+        reason, message = Reason.RUNNING, f"Turn {self._state.turns}"
+        if self._retrying is not None:
+            reason, message = Reason(self._retrying.reason), self._retrying.message
+        self._start_report(self._report(Phase.RUNNING, reason, message), timedelta(minutes=1))
+
+    async def _fail(self, failure: RunFailed) -> RunReport:
+        report = await self._report_end(Phase.FAILED, failure.reason, failure.message)
+        raise ApplicationError(failure.message, report, type=failure.reason, non_retryable=True)
+
+    async def _report_end(self, phase: Phase, reason: Reason, message: str, output: str | None = None) -> RunReport:
+        """Send the last report and wait until it is written, whatever happens to the workflow meanwhile."""
+        report = self._report(phase, reason, message, output=output, finished_at=workflow.now())
+        handle = self._start_report(report, timedelta(hours=24))
+        while not handle.done():
+            try:
+                await asyncio.shield(handle)
+            except asyncio.CancelledError:
+                continue
+            except ActivityError:
+                workflow.logger.exception("the last report could not be written; the sweep will")
+        return report
+
+    def _report(
+        self,
+        phase: Phase,
+        reason: Reason,
+        message: str,
+        output: str | None = None,
+        finished_at: datetime | None = None,
+    ) -> RunReport:
+        self._seq += 1
+        info = workflow.info()
+        return make_report(
+            self._state,
+            seq=self._seq,
+            run_id=info.run_id,
+            task_queue=info.task_queue,
+            phase=phase,
+            reason=reason,
+            message=message,
+            started_at=self._started_at,
+            finished_at=finished_at,
+            output=output,
+        )
+
+    def _start_report(self, report: RunReport, give_up_after: timedelta) -> "workflow.ActivityHandle[None]":
+        installation = contract.parse_workflow_id(workflow.info().workflow_id).installation
+        return workflow.start_activity(
+            contract.REPORT_ACTIVITY,
+            report,
+            task_queue=contract.reporter_queue(installation),
+            start_to_close_timeout=timedelta(seconds=10),
+            schedule_to_close_timeout=give_up_after,
+            retry_policy=REPORT_RETRY,
+        )
+
+    def _turns(self) -> str:
+        return "1 turn" if self._state.turns == 1 else f"{self._state.turns} turns"
+
+    def _timeout_message(self, timeout_seconds: float) -> str:
+        message = f"limits.timeout of {timeout_seconds:g}s passed while waiting for {self._waiting_for}"
+        if self._retrying is not None:
+            message += f"; {self._retrying.reason}: {self._retrying.message}"
+        return message
+
+
+def _run_failed(error: ActivityError) -> RunFailed:
+    """Turn an activity's failure for good into the reason the user is told."""
+    cause = error.cause
+    if isinstance(cause, ApplicationError) and (reason := Reason.parse(cause.type)):
+        return RunFailed(reason, cause.message)
+    return RunFailed(Reason.WORKFLOW_FAILED, f"{error.activity_type}: {cause or error}")
