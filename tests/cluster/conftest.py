@@ -35,21 +35,24 @@ class ControlPlane:
 
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    import os
+    directory = tmp_path_factory.mktemp("dalang-dev")
 
-    yield ControlPlane(
-        Path("/tmp/crdscratch/state/kubeconfig"),
-        {
-            **os.environ,
-            "KUBECONFIG": "/tmp/crdscratch/state/kubeconfig",
-            "PATH": "/root/.cache/dalang/bin/kubernetes-v1.36.3:" + os.environ["PATH"],
-        },
-    )
+    def dalang_dev(*arguments: str) -> list[str]:
+        return [sys.executable, "-m", "dalang_cli.main", "dev", *arguments, "--state-dir", str(directory)]
+
+    try:
+        subprocess.run(dalang_dev("up", "--detach", "--without-operator"), check=True)
+        exports = subprocess.run(dalang_dev("env"), check=True, capture_output=True, text=True).stdout
+        shell = subprocess.run(["sh", "-c", f"{exports}\nenv -0"], check=True, capture_output=True, text=True)
+        environment = dict(entry.split("=", 1) for entry in shell.stdout.split("\0") if entry)
+        yield ControlPlane(Path(environment["KUBECONFIG"]), environment)
+    finally:
+        subprocess.run(dalang_dev("down"), check=True)
 
 
 @pytest.fixture(scope="session")
 def api_client(control_plane: ControlPlane) -> Iterator[client.ApiClient]:
-    with config.new_client_from_config(str(control_plane.kubeconfig)) as api:  # type: ignore[no-untyped-call]
+    with config.new_client_from_config(str(control_plane.kubeconfig)) as api:
         yield api
 
 

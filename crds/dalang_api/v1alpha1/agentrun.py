@@ -21,6 +21,9 @@ from dalang_api.v1alpha1.schema import (
 )
 
 INPUT_MAX = 32768
+CONVERSATION_MAX = 4 * INPUT_MAX
+"""The most characters of all `messages` together. At up to 4 bytes each, these and the snapshot (512 KiB) stay well below
+what etcd takes as one object (1.5 MiB, else an error 500) and Temporal as one payload (2 MiB)."""
 
 
 class InputMessage(ApiModel):
@@ -43,6 +46,10 @@ class AgentRunSpec(ApiModel):
                 "self.messages[size(self.messages) - 1].role == 'User'",
                 "the last of messages must have role User",
             ),
+            rule(
+                f"!has(self.messages) || self.messages.map(message, size(message.content)).sum() <= {CONVERSATION_MAX}",
+                f"messages may have at most {CONVERSATION_MAX} characters together",
+            ),
             immutable_except(
                 ["ttlAfterFinished", "cancel"],
                 "a run's spec is immutable but for cancel and ttlAfterFinished; create another run",
@@ -57,7 +64,8 @@ class AgentRunSpec(ApiModel):
     messages: (
         Annotated[list[InputMessage], Field(min_length=1, max_length=64, json_schema_extra=LIST_ATOMIC)] | None
     ) = None
-    """The task, as a conversation so far. The last message is the user's. Exactly one of `input` and `messages` is set."""
+    """The task, as a conversation so far, the user's message last; at most 131072 characters together. Exactly one of
+    `input` and `messages` is set."""
     limits: Limits | None = None
     """Where this run ends at the latest. Each limit counts only where it is lower than the agent's."""
     ttl_after_finished: Duration | None = None
