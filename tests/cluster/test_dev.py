@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import psutil
 import pytest
-
 from dalang_cli.dev.processes import MARKER_VARIABLE, marker_prefix
 
 pytestmark = pytest.mark.timeout(180)
@@ -359,6 +358,13 @@ def test_interrupting_up_stops_everything(own_dev: Dev) -> None:
     assert "Stopped." in output
     assert "Traceback" not in output
     assert own_dev.processes() == []
+
+
+def test_nothing_survives_a_killed_up_that_was_still_starting(own_dev: Dev) -> None:
+    with subprocess.Popen(own_dev.command("up", "--detach", "--without-operator"), stdout=subprocess.DEVNULL) as front:
+        eventually("etcd runs", lambda: own_dev.parts().get("etcd", {}).get("pid"))
+        front.kill()
+    eventually("no process is left", lambda: not own_dev.processes(), seconds=10)
 
 
 def test_a_part_that_cannot_start_is_explained(own_dev: Dev) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 import docstring_parser
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError, create_model
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,15 +33,13 @@ class ToolFunction:
     function: Callable[..., Any]
     is_async: bool
     arguments: type[BaseModel]
-
-    def schema(self) -> dict[str, Any]:
-        """Return the JSON schema of the arguments, an object with one property per parameter."""
-        schema = self.arguments.model_json_schema()
-        return {key: value for key, value in schema.items() if key != "title"}
+    """Parses the arguments. Its fields are called p0, p1 … (a parameter may be called `schema`), their aliases are the names."""
+    schema: dict[str, Any]
+    """JSON schema of the arguments, an object with one property per parameter."""
 
     def digest(self) -> str:
         """Return the first 16 hex digits of the SHA-256 of what the model is told."""
-        told = json.dumps([self.name, self.description, self.schema()], sort_keys=True)
+        told = json.dumps([self.name, self.description, self.schema], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def parse(self, arguments: str) -> dict[str, Any]:
@@ -54,7 +52,7 @@ class ToolFunction:
             parsed = self.arguments.model_validate_json(arguments.strip() or "{}")
         except ValidationError as error:
             raise ArgumentsError(_explain(self.name, error)) from error
-        return {name: getattr(parsed, name) for name in type(parsed).model_fields}
+        return {str(field.alias): getattr(parsed, place) for place, field in self.arguments.model_fields.items()}
 
 
 @overload
@@ -73,7 +71,8 @@ def tool(function: F | None = None, *, name: str | None = None) -> F | Callable[
         name: The name Agents use, when it differs from the function's.
 
     Raises:
-        TypeError: A parameter cannot be described to a model (`*args`, `**kwargs`, positional-only, no annotation).
+        TypeError: A parameter cannot be described to a model (`*args`, `**kwargs`, positional-only, no annotation, or one
+            that has no JSON schema).
         ValueError: Another function is registered under the same name.
     """
     if function is None:
@@ -89,37 +88,59 @@ def registered_tools() -> dict[str, ToolFunction]:
 def _register(function: F, name: str | None) -> F:
     described = _describe(function, name or function.__name__)
     known = _REGISTRY.get(described.name)
-    if known is not None and known.function.__module__ != function.__module__:
+    # The same function once more is its module, imported again.
+    if known is not None and _place(known.function) != _place(function):
         raise ValueError(
-            f"tool {described.name!r} is registered by {known.function.__module__} already; "
+            f"tool {described.name!r} is registered by {_place(known.function)} already; "
             f"give one of them another name with @tool(name=...)"
         )
     _REGISTRY[described.name] = described
     return function
 
 
+def _place(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
 def _describe(function: Callable[..., Any], name: str) -> ToolFunction:
     documentation = docstring_parser.parse(inspect.getdoc(function) or "")
     told = {parameter.arg_name: parameter.description for parameter in documentation.params}
-    hints = typing.get_type_hints(function, include_extras=True)
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise TypeError(f"tool {name}: an annotation cannot be resolved: {error}") from error
     fields: dict[str, Any] = {}
-    for parameter in inspect.signature(function).parameters.values():
+    for place, parameter in enumerate(inspect.signature(function).parameters.values()):
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise TypeError(f"tool {name}: parameter {parameter} cannot be described to a model; use named parameters")
         if parameter.name not in hints:
             raise TypeError(f"tool {name}: parameter {parameter.name} needs a type annotation")
-        default = ... if parameter.default is parameter.empty else parameter.default
-        fields[parameter.name] = (hints[parameter.name], Field(default, description=told.get(parameter.name)))
-    # protected_namespaces: a parameter may well be called `model_name`.
-    config = ConfigDict(extra="forbid", protected_namespaces=())
-    arguments = create_model(f"{name}_arguments", __config__=config, **fields)
+        fields[f"p{place}"] = _field(name, parameter, hints[parameter.name], told.get(parameter.name))
+    arguments = create_model(f"{name}_arguments", __config__=ConfigDict(extra="forbid"), **fields)
+    schema = arguments.model_json_schema()
+    del schema["title"]
     return ToolFunction(
         name=name,
-        description=documentation.description or "",
+        description=(documentation.description or "").strip(),
         function=function,
         is_async=inspect.iscoroutinefunction(function),
         arguments=arguments,
+        schema=schema,
     )
+
+
+def _field(tool_name: str, parameter: inspect.Parameter, hint: Any, description: str | None) -> Any:
+    """Return the definition of one field for `create_model`."""
+    try:
+        TypeAdapter(hint).json_schema()
+    except PydanticUserError as error:
+        raise TypeError(
+            f"tool {tool_name}: parameter {parameter.name} of type {hint} has no JSON schema: {error.message}"
+        ) from error
+    default = ... if parameter.default is parameter.empty else parameter.default
+    # description=None would take away the one that an Annotated has.
+    more: dict[str, Any] = {} if description is None else {"description": description}
+    return hint, Field(default, alias=parameter.name, **more)
 
 
 def _explain(name: str, error: ValidationError) -> str:

@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib.metadata import version
 
@@ -54,7 +56,7 @@ async def run(settings: WorkerSettings) -> None:
     catalogue = load_tools(settings.tool_modules, settings.tools_path)
     client = await _connect(settings, stopping)
     if client is not None:
-        async with _make_worker(settings, client):
+        async with serve(settings, client):
             missing = ""
             publishing = asyncio.create_task(_publish(settings, client, catalogue))
             log.info("serving %s with %d tools", settings.queue, len(catalogue.tools))
@@ -88,14 +90,16 @@ async def _connect(settings: WorkerSettings, stopping: asyncio.Event) -> Client 
     return None
 
 
-def _make_worker(settings: WorkerSettings, client: Client) -> Worker:
+@asynccontextmanager
+async def serve(settings: WorkerSettings, client: Client) -> AsyncIterator[None]:
+    """Run the pool's Temporal worker for as long as the block runs; then drain it."""
     model = ModelActivity(client, settings.secrets_path, settings.transcript_cache_mib * 1024 * 1024)
-    tool = ToolActivity(ToolRunner(settings.tool_threads))
-    return Worker(
+    runner = ToolRunner(settings.tool_threads)
+    worker = Worker(
         client,
         task_queue=settings.queue,
         workflows=[AgentRunWorkflow],
-        activities=[model.model, tool.tool],
+        activities=[model.model, ToolActivity(runner).tool],
         max_concurrent_activities=settings.slots,
         max_cached_workflows=MAX_CACHED_WORKFLOWS,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
@@ -104,6 +108,12 @@ def _make_worker(settings: WorkerSettings, client: Client) -> Worker:
         # Without it the SDK hashes every imported module at start.
         build_id=version("dalang"),
     )
+    try:
+        async with worker:
+            yield
+    finally:
+        runner.close()
+        await model.close()
 
 
 async def _publish(settings: WorkerSettings, client: Client, catalogue: Catalogue) -> None:

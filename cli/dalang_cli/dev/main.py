@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         # `dalang dev logs | head`: the reader has seen enough. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ARG",
         help="a further argument for `dalang operator`, such as --operator-arg=--log-level=debug (may be repeated)",
     )
+    up.add_argument("--hand-over", action="store_true", help=argparse.SUPPRESS)
     up.set_defaults(run=_up)
 
     down = commands.add_parser("down", parents=[common], help="stop everything; the data is kept")
@@ -90,13 +91,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _up(directory: StateDirectory, options: argparse.Namespace) -> int:
+    from dalang_cli.dev.options import Options
     from dalang_cli.dev.up import up
 
     return up(
         directory,
+        Options(
+            with_operator=not options.without_operator,
+            operator_arguments=tuple(options.operator_arg),
+            hand_over=options.hand_over,
+        ),
         detach=options.detach,
-        with_operator=not options.without_operator,
-        operator_arguments=tuple(options.operator_arg),
     )
 
 

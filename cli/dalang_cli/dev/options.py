@@ -9,3 +9,5 @@ class Options:
 
     with_operator: bool = True
     operator_arguments: tuple[str, ...] = ()
+    hand_over: bool = False
+    """Started by `up --detach`: stop if that process dies before it has seen everything ready (see up.py)."""

@@ -178,6 +178,10 @@ def temporal(directory: StateDirectory, ports: Mapping[str, int]) -> Part:
             f"--metrics-port={ports['temporal-metrics']}",
             f"--db-filename={directory.temporal_database}",
             *rates,
+            # Without waiting for the disk twice as fast, and faster than in memory (150 workflows of 5 activities: 21 per
+            # second instead of 8); what is written survives the process, though not a power cut.
+            "--sqlite-pragma=journal_mode=wal",
+            "--sqlite-pragma=synchronous=0",
             "--log-level=error",
             "--ui-disable-news-fetch",
         ),

@@ -156,6 +156,7 @@ class ContainerRunner:
                 continue
             image = image_environment()
             mounts = pod_spec.local_mounts(self._spec, pod.volume_directories)
+            mounts = pod_spec.link_parents(mounts, pod.directory / "root" / self.state.name)
             rewritten = {name: pod_spec.rewrite(value, mounts) for name, value in own.items()}
             environment = {**image, "HOSTNAME": pod.facts.name, **pod.node.extra_environment, **rewritten}
             command = pod_spec.command_line(self._spec, pod.entrypoint, own, mounts)

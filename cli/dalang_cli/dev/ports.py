@@ -39,14 +39,15 @@ def choose_ports(
 ) -> dict[str, int]:
     """Return a free port for each name: the previous one where it is still free."""
     chosen: dict[str, int] = {}
-    taken: set[int] = set()
+    wanted = list(names)
+    for name in wanted:
+        port = previous.get(name)
+        if port is not None and port not in chosen.values() and is_free(port):
+            chosen[name] = port
     span = LAST_PORT - FIRST_PORT
     offset = directory_hash(directory) % span
     candidates = (FIRST_PORT + (offset + step) % span for step in itertools.count())
-    for name in names:
-        port = previous.get(name)
-        if port is None or port in taken or not is_free(port):
-            port = next(candidate for candidate in candidates if candidate not in taken and is_free(candidate))
-        taken.add(port)
-        chosen[name] = port
+    for name in wanted:
+        if name not in chosen:
+            chosen[name] = next(port for port in candidates if port not in chosen.values() and is_free(port))
     return chosen

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dalang_cli.dev.state import PartStatus, Snapshot
 
-PLAIN_SECONDS = 30.0
+PLAIN_SECONDS = 20.0
 """How often a long step says that it is alive where lines cannot be rewritten."""
 
 
@@ -28,7 +28,7 @@ class Progress:
         self._preparation = ""
         self._snapshot = Snapshot()
         self._shown: dict[str, str] = {}
-        self._last_plain = 0.0
+        self._last_plain = time.monotonic()
         self._spinner = Spinner("dots")
 
     def __enter__(self) -> Self:
@@ -75,6 +75,10 @@ class Progress:
         """Move the spinners and the seconds; call a few times per second."""
         if self._is_terminal:
             self._refresh()
+        elif self._snapshot.phase == "starting" and time.monotonic() - self._last_plain > PLAIN_SECONDS:
+            self._last_plain = time.monotonic()
+            waiting = ", ".join(f"{part.name} ({detail(part)})" for part in self._snapshot.parts if not part.ready)
+            print(f"still starting: {waiting}", flush=True)
 
     def _refresh(self) -> None:
         table = Table.grid(padding=(0, 1))

@@ -181,7 +181,7 @@ class Supervisor:
         """Run until told to stop (SIGINT, SIGTERM or SIGHUP) or until a part cannot be started; returns the last snapshot."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._stop_requested.set)
+            loop.add_signal_handler(number, self.stop)
         self._processes.open()
         try:
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as http:
@@ -196,6 +196,10 @@ class Supervisor:
             self._phase = "failed" if self._error else "stopped"
             self._publish()
         return self.snapshot()
+
+    def stop(self) -> None:
+        """Have `run` stop everything and return."""
+        self._stop_requested.set()
 
     def snapshot(self) -> Snapshot:
         """Return what is known now."""

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from dalang_cli.dev.binaries import Binaries, ensure_binaries
 from dalang_cli.dev.errors import DevError
@@ -25,38 +26,31 @@ from dalang_cli.dev.state import (
     read_snapshot,
 )
 
+if TYPE_CHECKING:
+    from dalang_cli.dev.supervisor import Supervisor
+
 POLL_SECONDS = 0.05
+HANDED_OVER = b"k"
 
 
-def up(directory: StateDirectory, *, detach: bool, with_operator: bool, operator_arguments: tuple[str, ...]) -> int:
+def up(directory: StateDirectory, options: Options, *, detach: bool) -> int:
     """Run `dalang dev up`; returns the exit code.
 
     Raises:
         DevError: it could not be started; nothing is left running.
     """
-    started = time.monotonic()
     directory.create()
     if lock_holder(directory) is not None:
         return _join_running(directory, detach=detach)
-    options = Options(with_operator=with_operator, operator_arguments=operator_arguments)
-    with Progress() as progress:
-        binaries = ensure_binaries(progress.report)
-        if detach:
-            child = _start_in_background(directory, options)
-            try:
-                _follow(directory, child, progress)
-            except KeyboardInterrupt:
-                child.terminate()
-                child.wait()
-                raise
-    if detach:
-        snapshot = current_snapshot(directory)
-        if snapshot.pid != child.pid:
-            return _join_running(directory, detach=True)
-        print(welcome(directory, snapshot, time.monotonic() - started))
-        return 0
+    return _up_in_background(directory, options) if detach else _up_here(directory, options)
+
+
+def _up_here(directory: StateDirectory, options: Options) -> int:
+    started = time.monotonic()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     lock = SupervisorLock(directory)
+    with Progress() as progress:
+        binaries = ensure_binaries(progress.report)
     if not lock.acquire():
         return _join_running(directory, detach=False)
     try:
@@ -67,6 +61,25 @@ def up(directory: StateDirectory, *, detach: bool, with_operator: bool, operator
     if snapshot.error:
         raise DevError(f"{snapshot.error}\nEverything was stopped again.")
     print(f"Stopped. The data is kept in {directory.root}; go on with: {dev_command('up', directory)}", flush=True)
+    return 0
+
+
+def _up_in_background(directory: StateDirectory, options: Options) -> int:
+    started = time.monotonic()
+    with Progress() as progress:
+        ensure_binaries(progress.report)
+        child = _start_in_background(directory, options)
+        try:
+            _follow(directory, child, progress)
+        except KeyboardInterrupt:
+            print("Stopping.", file=sys.stderr)
+            child.terminate()
+            child.wait()
+            raise
+    snapshot = current_snapshot(directory)
+    if snapshot.pid != child.pid:
+        return _join_running(directory, detach=True)
+    print(welcome(directory, snapshot, time.monotonic() - started))
     return 0
 
 
@@ -91,11 +104,25 @@ async def _supervise(directory: StateDirectory, binaries: Binaries, options: Opt
         supervisor = Supervisor(directory, binaries, options, read_snapshot(directory).ports, on_change)
         ticking = asyncio.create_task(_tick(progress))
         try:
+            if options.hand_over:
+                _stop_unless_handed_over(supervisor)
             return await supervisor.run()
         finally:
             ticking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await ticking
+
+
+def _stop_unless_handed_over(supervisor: "Supervisor") -> None:
+    """Stop when `up --detach`, at the other end of our stdin, ends (killed, interrupted) without its word that all is well."""
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        loop.remove_reader(sys.stdin.fileno())
+        if os.read(sys.stdin.fileno(), 1) != HANDED_OVER:
+            supervisor.stop()
+
+    loop.add_reader(sys.stdin.fileno(), read)
 
 
 async def _tick(progress: Progress) -> None:
@@ -105,7 +132,7 @@ async def _tick(progress: Progress) -> None:
 
 
 def _start_in_background(directory: StateDirectory, options: Options) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "dalang_cli.main", "dev", "up", "--state-dir", str(directory.root)]
+    command = [sys.executable, "-m", "dalang_cli.main", "dev", "up", "--hand-over", "--state-dir", str(directory.root)]
     if not options.with_operator:
         command.append("--without-operator")
     command += [f"--operator-arg={argument}" for argument in options.operator_arguments]
@@ -113,7 +140,7 @@ def _start_in_background(directory: StateDirectory, options: Options) -> subproc
     with directory.log_file("supervisor").open("wb") as log:
         return subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -133,6 +160,9 @@ def _follow(directory: StateDirectory, child: subprocess.Popen[bytes], progress:
         if snapshot.pid == child.pid:
             progress.show(snapshot)
             if snapshot.phase == "running":
+                assert child.stdin is not None
+                child.stdin.write(HANDED_OVER)
+                child.stdin.close()
                 return
         if ended:
             if snapshot.pid == child.pid and snapshot.error:

@@ -16,6 +16,7 @@ from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import load_incluster_config, load_kube_config
 from pydantic_core import from_json, to_json
 
+from dalang_operator.kube.apply import FIELD_MANAGER
 from dalang_operator.kube.errors import ApiError, Unavailable, from_response
 from dalang_operator.kube.resources import Json, Resource
 from dalang_operator.runtime.metrics import API_REQUESTS
@@ -128,12 +129,12 @@ class KubeClient:
         return await self.request("PATCH", resource.path(namespace, name, subresource), body, MERGE_PATCH)
 
     async def apply(self, resource: Resource, namespace: str, name: str, body: Json) -> Json:
-        """Apply an object server-side as field manager `dalang`, taking over fields of others, and return it.
+        """Apply an object server-side, taking over fields of others, and return it.
 
         Raises:
             Conflict: The body names a uid, and the object has another.
         """
-        path = f"{resource.path(namespace, name)}?fieldManager=dalang&force=true"
+        path = f"{resource.path(namespace, name)}?fieldManager={FIELD_MANAGER}&force=true"
         return await self.request("PATCH", path, body, APPLY_PATCH)
 
     async def replace(self, resource: Resource, namespace: str, name: str, body: Json) -> Json:
@@ -183,7 +184,7 @@ class KubeClient:
             return await self._send(method, path, body, content_type)
 
     async def _send(self, method: str, path: str, body: Json | None, content_type: str) -> Json:
-        headers = {"Accept": JSON}
+        headers = {"Accept": JSON, "User-Agent": FIELD_MANAGER}  # the server takes it for the field manager, too
         if body is not None:
             headers["Content-Type"] = content_type
         token = await authorization(self._configuration)

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
+
 from dalang_operator.kube.resources import Json, Resource
 from dalang_operator.runtime.metrics import STATUS_WRITES
 

@@ -117,7 +117,7 @@ def is_finished(run: Json) -> bool:
     return bool(run.get("status", {}).get("finishedAt"))
 
 
-def _queue_pool(run: Json) -> list[str]:
+def queue_pool(run: Json) -> list[str]:
     """The pool whose queue a started run's workflow is on: the last part of `<installation>.<namespace>.<pool>`."""
     queue: str = run.get("status", {}).get("workflow", {}).get("taskQueue", "")
     return [queue.rpartition(".")[2]] if queue else []
@@ -141,7 +141,7 @@ class Cache:
             "AgentRun",
             {
                 "waiting": lambda run: [] if is_started(run) else [run["spec"]["agentRef"]["name"]],
-                "pool": _queue_pool,
+                "pool": queue_pool,
             },
         )
         self.deployments = Store("Deployment")

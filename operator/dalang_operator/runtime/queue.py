@@ -63,7 +63,7 @@ class Queue:
         """Have the key reconciled after a delay that doubles with each failure in a row; returns the delay."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        delay = min(BACKOFF_FIRST_SECONDS * 2 ** min(failures, 16), BACKOFF_LAST_SECONDS)
+        delay = min(BACKOFF_FIRST_SECONDS * 2.0 ** min(failures, 16), BACKOFF_LAST_SECONDS)
         delay *= 0.75 + 0.5 * self._jitter()
         self._retries.inc()
         self.add_after(key, delay)

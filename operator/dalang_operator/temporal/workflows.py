@@ -15,12 +15,12 @@ import temporalio.api.errordetails.v1 as errordetails
 import temporalio.api.taskqueue.v1 as taskqueue
 import temporalio.api.workflow.v1 as workflow
 import temporalio.api.workflowservice.v1 as service
+from dalang_api.contract import RUN_WORKFLOW, RunInput, RunReport
 from google.protobuf.message import Message
 from pydantic import ValidationError
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from dalang_api.contract import RUN_WORKFLOW, RunInput, RunReport
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.runtime.metrics import WORKFLOW_CALLS
 from dalang_operator.temporal.errors import TemporalUnavailable, WorkflowNotFound, from_rpc
@@ -33,11 +33,11 @@ _Response = TypeVar("_Response")
 
 
 _STATES = {
-    enums.WORKFLOW_EXECUTION_STATUS_COMPLETED: WorkflowState.COMPLETED,
-    enums.WORKFLOW_EXECUTION_STATUS_FAILED: WorkflowState.FAILED,
-    enums.WORKFLOW_EXECUTION_STATUS_CANCELED: WorkflowState.CANCELED,
-    enums.WORKFLOW_EXECUTION_STATUS_TERMINATED: WorkflowState.TERMINATED,
-    enums.WORKFLOW_EXECUTION_STATUS_TIMED_OUT: WorkflowState.TIMED_OUT,
+    enums.WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_COMPLETED: WorkflowState.COMPLETED,
+    enums.WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_FAILED: WorkflowState.FAILED,
+    enums.WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_CANCELED: WorkflowState.CANCELED,
+    enums.WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_TERMINATED: WorkflowState.TERMINATED,
+    enums.WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_TIMED_OUT: WorkflowState.TIMED_OUT,
 }
 
 
@@ -75,7 +75,7 @@ class Workflows:
             input=common.Payloads(payloads=payloads),
             identity=self._client.identity,
             request_id=request_id,
-            workflow_id_reuse_policy=enums.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE,
+            workflow_id_reuse_policy=enums.WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE,
         )
         try:
             response = await self._call("start", self._client.workflow_service.start_workflow_execution, request)
@@ -136,7 +136,7 @@ class Workflows:
         request = service.GetWorkflowExecutionHistoryRequest(
             namespace=self._namespace,
             execution=common.WorkflowExecution(workflow_id=workflow_id, run_id=view.run_id),
-            history_event_filter_type=enums.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT,
+            history_event_filter_type=enums.HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT,
             maximum_page_size=1,
         )
         try:
@@ -189,7 +189,7 @@ class Workflows:
     async def backlog(self, task_queue: str) -> int:
         """Return about how many workflow and activity tasks wait on a queue, also on one that no worker ever polled."""
         total = 0
-        for task_type in (enums.TASK_QUEUE_TYPE_WORKFLOW, enums.TASK_QUEUE_TYPE_ACTIVITY):
+        for task_type in (enums.TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW, enums.TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY):
             request = service.DescribeTaskQueueRequest(
                 namespace=self._namespace,
                 task_queue=taskqueue.TaskQueue(name=task_queue),
@@ -211,9 +211,7 @@ class Workflows:
         request = service.DescribeNamespaceRequest(namespace=self._namespace)
         await self._translated("check", self._client.workflow_service.describe_namespace, request)
 
-    async def _translated(
-        self, call: str, method: Callable[..., Awaitable[_Response]], request: _Request
-    ) -> _Response:
+    async def _translated(self, call: str, method: Callable[..., Awaitable[_Response]], request: _Request) -> _Response:
         try:
             return await self._call(call, method, request)
         except RPCError as error:

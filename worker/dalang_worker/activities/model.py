@@ -6,8 +6,10 @@ returns what it found, so that the workflow decides by recorded facts only.
 
 import asyncio
 import logging
+from datetime import timedelta
 from pathlib import Path
 
+from cachetools import TTLCache
 from dalang.tools import ArgumentsError, ToolFunction, registered_tools
 from dalang_api import contract
 from dalang_api.contract import (
@@ -23,20 +25,26 @@ from dalang_api.contract import (
 from dalang_api.v1alpha1.conditions import Reason
 from temporalio import activity
 from temporalio.client import Client
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, TemporalError
 
 from dalang_worker import providers
 from dalang_worker.activities.failures import final, retryable
 from dalang_worker.activities.heartbeat import beating
 from dalang_worker.providers import ModelAnswer, ModelCallError, ModelRequest, Provider, ToolSpec, Verdict
 from dalang_worker.secrets import SecretNotFoundError, read_key
-from dalang_worker.text import cut
+from dalang_worker.text import clean, cut
 from dalang_worker.transcripts import Snapshots, Transcripts
 
 log = logging.getLogger(__name__)
 
 TELL_FROM_ATTEMPT = 3
 """The attempt whose failure the run's condition first tells; earlier ones are the usual noise of networks."""
+TELL_LONG_WAIT_SECONDS = 5.0
+"""A longer wait that the endpoint asks for is told whatever the attempt."""
+TELL_INTERVAL_SECONDS = 30.0
+"""A call's failures are told at most this often; each is a signal in the run's history."""
+ARGUMENTS_ERROR_MAX_BYTES = 2048
+TOOL_NAME_MAX_CHARS = 128
 
 
 class ModelActivity:
@@ -48,6 +56,7 @@ class ModelActivity:
         self._transcripts = Transcripts(client, transcript_cache_bytes)
         self._snapshots = Snapshots(client)
         self._providers: dict[str, Provider] = {}
+        self._told: TTLCache[tuple[str, str, str], None] = TTLCache(maxsize=10_000, ttl=TELL_INTERVAL_SECONDS)
 
     @activity.defn(name=contract.MODEL_ACTIVITY)
     async def model(self, call: ModelCall) -> ModelReply:
@@ -62,6 +71,11 @@ class ModelActivity:
                 if activity.is_worker_shutdown():
                     raise retryable("WorkerStopped", "the worker was stopped") from None
                 raise
+            except Exception as error:  # a bug here; without this the run would say Running until its timeout
+                log.exception("%s: model call failed", activity.info().workflow_id)
+                told = retryable(Reason.MODEL_RETRYING, f"{type(error).__name__} in the worker; see its log")
+                await self._tell(told)
+                raise told from None
 
     async def _complete(self, call: ModelCall) -> ModelReply:
         info = activity.info()
@@ -79,7 +93,7 @@ class ModelActivity:
             api_key=api_key,
             instructions=agent.instructions,
             messages=await self._transcripts.messages(run, call),
-            tools=[ToolSpec(name, tool.description, tool.schema()) for name, tool in tools.items()],
+            tools=[ToolSpec(name, tool.description, tool.schema) for name, tool in tools.items()],
             temperature=float(agent.temperature) if agent.temperature else None,
             max_output_tokens=agent.max_output_tokens,
         )
@@ -87,47 +101,65 @@ class ModelActivity:
         try:
             answer = await provider.complete(request)
         except ModelCallError as error:
-            raise _application_error(error) from error
+            # From None: Temporal records causes too, and the SDK's error holds the body, and that perhaps the key.
+            raise _application_error(error) from None
         reply = make_reply(call, agent.name, answer, tools)
         self._transcripts.said(run, call.thread, reply.message)
         return reply
 
     async def _provider(self, name: str) -> Provider:
         if name not in self._providers:
-            loaded = await asyncio.to_thread(providers.load, name)
-            self._providers.setdefault(name, loaded)
+            loaded = await providers.load(name)
+            if self._providers.setdefault(name, loaded) is not loaded:
+                await loaded.close()
         return self._providers[name]
+
+    async def close(self) -> None:
+        """Close the connections to the models."""
+        for provider in self._providers.values():
+            await provider.close()
 
     async def _tell(self, error: ApplicationError) -> None:
         """Signal the run's workflow that this call fails; a workflow cannot see its activities' attempts."""
         info = activity.info()
         log.warning("%s: model call failed (attempt %d): %s", info.workflow_id, info.attempt, error.message)
-        reason = Reason.parse(error.type)
-        if error.non_retryable or reason is None or not is_worth_telling(info.attempt):
+        call = (info.workflow_id or "", info.workflow_run_id or "", info.activity_id)
+        if error.non_retryable or call in self._told or not is_worth_telling(info.attempt, error.next_retry_delay):
             return
-        handle = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
+        self._told[call] = None
+        handle = self._client.get_workflow_handle(call[0], run_id=call[1])
+        reason = Reason.parse(error.type) or Reason.MODEL_RETRYING
         retrying = Retrying(reason=reason, message=f"{error.message} (attempt {info.attempt})")
-        await handle.signal(contract.RETRYING_SIGNAL, retrying)
+        try:
+            await handle.signal(contract.RETRYING_SIGNAL, retrying)
+        except (TemporalError, TimeoutError) as unsent:
+            log.warning("%s could not be told of it: %s", info.workflow_id, unsent)
 
 
-def is_worth_telling(attempt: int) -> bool:
-    """Return whether the run should hear of this attempt: the third, and from the sixth on, when 30 s lie between."""
-    return attempt == TELL_FROM_ATTEMPT or attempt >= 2 * TELL_FROM_ATTEMPT
+def is_worth_telling(attempt: int, wait: timedelta | None) -> bool:
+    """Return whether the run should hear of this attempt: from the third on, or when the next is long in coming."""
+    return attempt >= TELL_FROM_ATTEMPT or (wait is not None and wait.total_seconds() > TELL_LONG_WAIT_SECONDS)
 
 
 def make_reply(call: ModelCall, agent: str, answer: ModelAnswer, tools: dict[str, ToolFunction]) -> ModelReply:
-    """Return the reply as it is recorded: bounded in size, call ids replaced by ours, a verdict on each call."""
+    """Return the reply as it is recorded: bounded in size, call ids replaced by ours, a verdict on each call.
+
+    Of the calls beyond `TURN_MAX_CALLS` one is kept, to tell the model of all of them: some models repeat themselves
+    until their output limit.
+    """
     parts: list[contract.Part] = []
     verdicts: list[CallVerdict] = []
     if answer.text or not answer.calls:
         parts.append(TextPart(text=cut(answer.text, contract.MESSAGE_MAX_BYTES)))
-    for index, requested in enumerate(answer.calls):
+    for index, requested in enumerate(answer.calls[: contract.TURN_MAX_CALLS + 1]):
         call_id = f"call_{call.turn}_{index}"
-        verdict = judge(call_id, index, requested.tool, requested.arguments, tools)
+        name, arguments = clean(requested.tool)[:TOOL_NAME_MAX_CHARS], clean(requested.arguments)
+        if index < contract.TURN_MAX_CALLS:
+            verdicts.append(judge(call_id, name, arguments, tools))
+        else:
+            verdicts.append(_too_many(call_id, len(answer.calls)))
         # Arguments that do not fit our bounds are not kept: cut JSON is no JSON.
-        arguments = requested.arguments if _is_small(requested.arguments) else "{}"
-        parts.append(ToolCallPart(call_id=call_id, tool=cut(requested.tool, 128), arguments=arguments))
-        verdicts.append(verdict)
+        parts.append(ToolCallPart(call_id=call_id, tool=name, arguments=arguments if _is_small(arguments) else "{}"))
     return ModelReply(
         message=Message(role="assistant", parts=parts, sender=agent),
         calls=verdicts or None,
@@ -137,29 +169,30 @@ def make_reply(call: ModelCall, agent: str, answer: ModelAnswer, tools: dict[str
     )
 
 
-def judge(call_id: str, index: int, tool: str, arguments: str, tools: dict[str, ToolFunction]) -> CallVerdict:
+def judge(call_id: str, tool: str, arguments: str, tools: dict[str, ToolFunction]) -> CallVerdict:
     """Return whether a call can be run, and if not, what the model is told."""
     function = tools.get(tool)
     if function is None:
         known = ", ".join(sorted(tools)) or "none"
-        return CallVerdict(call_id=call_id, error=f"There is no tool {tool[:128]!r}. The tools are: {known}.")
-    if index >= contract.TURN_MAX_CALLS:
-        limit = contract.TURN_MAX_CALLS
-        return CallVerdict(
-            call_id=call_id, error=f"Not run: at most {limit} calls in one turn. Ask again for the rest."
-        )
+        return CallVerdict(call_id=call_id, error=f"There is no tool {tool!r}. The tools are: {known}.")
     if not _is_small(arguments):
         limit = contract.TOOL_OUTPUT_MAX_BYTES
         return CallVerdict(call_id=call_id, error=f"Not run: the arguments are longer than {limit} bytes.")
     try:
         function.parse(arguments)
     except ArgumentsError as error:
-        return CallVerdict(call_id=call_id, error=cut(str(error), contract.TOOL_OUTPUT_MAX_BYTES))
+        return CallVerdict(call_id=call_id, error=cut(str(error), ARGUMENTS_ERROR_MAX_BYTES))
     return CallVerdict(call_id=call_id, function=function.name)
 
 
+def _too_many(call_id: str, asked: int) -> CallVerdict:
+    limit = contract.TURN_MAX_CALLS
+    error = f"Not run: {asked} calls in one turn, of which the first {limit} were run. Ask again for the rest."
+    return CallVerdict(call_id=call_id, error=error)
+
+
 def _is_small(arguments: str) -> bool:
-    return len(arguments.encode(errors="replace")) <= contract.TOOL_OUTPUT_MAX_BYTES
+    return len(arguments.encode()) <= contract.TOOL_OUTPUT_MAX_BYTES
 
 
 def _offered_tools(agent: AgentSnapshot) -> dict[str, ToolFunction]:

@@ -14,7 +14,7 @@ from temporalio import activity
 from dalang_worker.activities.failures import retryable
 from dalang_worker.activities.heartbeat import beating
 from dalang_worker.text import cut
-from dalang_worker.tools.runner import ToolRunner
+from dalang_worker.tools.runner import ToolRaisedError, ToolRunner
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,9 @@ class ToolActivity:
                 if activity.is_worker_shutdown():
                     raise retryable("WorkerStopped", "the worker was stopped") from None
                 raise
-            except Exception as error:  # noqa: BLE001  # somebody else's code: the model is told, whatever it raised
-                log.info("tool %s raised %s: %s", call.tool, type(error).__name__, error)
-                return _failed(f"{type(error).__name__}: {error}")
+            except ToolRaisedError as error:
+                log.info("tool %s raised %s", call.tool, error)
+                return _failed(str(error))
 
 
 def render(value: Any) -> str:
@@ -52,8 +52,15 @@ def render(value: Any) -> str:
     if isinstance(value, bytes):
         value = _decode(value)
     elif not isinstance(value, str):
-        value = to_json(value, fallback=repr, inf_nan_mode="constants").decode()
+        value = _as_json(value)
     return cut(value, contract.TOOL_OUTPUT_MAX_BYTES)
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return to_json(value, fallback=repr, inf_nan_mode="constants").decode()
+    except ValueError as error:  # it holds itself, or text that is no Unicode
+        return f"[not JSON: {error}]\n{value!r}"
 
 
 def _decode(value: bytes) -> str:

@@ -96,7 +96,7 @@ async def _call_model(state: RunState, agent: AgentSnapshot, thread: Thread, por
     state.output_tokens += reply.output_tokens
     thread.append_reply(reply.message)
     if reply.failure:
-        raise RunFailed(Reason(reply.failure.reason), reply.failure.message)
+        raise RunFailed(Reason.parse(reply.failure.reason) or Reason.MODEL_FAILED, reply.failure.message)
     return reply
 
 

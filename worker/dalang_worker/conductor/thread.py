@@ -48,14 +48,5 @@ class Thread:
 
 
 def _size(message: Message) -> int:
-    """Bytes of the message's words; its JSON is a little longer."""
-    size = 0
-    for part in message.parts:
-        match part:
-            case contract.TextPart():
-                size += len(part.text.encode())
-            case contract.ToolCallPart():
-                size += len(part.arguments.encode())
-            case contract.ToolResultPart():
-                size += len(part.output.encode())
-    return size
+    """Bytes of the message in a payload; its words alone would be up to half as many (quotes, newlines)."""
+    return len(message.model_dump_json(exclude_none=True).encode())

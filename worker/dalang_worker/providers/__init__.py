@@ -1,5 +1,6 @@
 """The providers: one small module each behind one interface, imported on first use (an SDK costs a second to import)."""
 
+import asyncio
 import importlib
 from dataclasses import dataclass
 from enum import StrEnum
@@ -90,8 +91,13 @@ class Provider(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """Close its connections."""
+        ...
 
-def load(provider: str) -> Provider:
-    """Import a provider's module and return its provider. Takes a second the first time; call it in a thread."""
-    made: Provider = importlib.import_module(_MODULES[provider]).make_provider()
+
+async def load(provider: str) -> Provider:
+    """Import a provider's module, in a thread since that may take a second, and return its provider."""
+    module = await asyncio.to_thread(importlib.import_module, _MODULES[provider])
+    made: Provider = module.make_provider()
     return made

@@ -21,12 +21,13 @@ def is_passing(status: int | None, headers: Mapping[str, str]) -> bool:
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Return how long the endpoint asks to wait, at most ten minutes; None where it says nothing one can read.
+    """Return how long the endpoint asks to wait, at most ten minutes; None where it says nothing one can use.
 
-    `retry-after-ms` is exact; `retry-after` holds seconds or an HTTP date (RFC 9110 §10.2.3).
+    `retry-after-ms` is exact; `retry-after` holds seconds or an HTTP date (RFC 9110 §10.2.3). No wait at all, or a date
+    that has passed, is None too: an endpoint that always says so would be called in a loop.
     """
     seconds = _seconds(headers, now)
-    return None if seconds is None else min(max(seconds, 0.0), LONGEST_WAIT_SECONDS)
+    return None if seconds is None or seconds <= 0 else min(seconds, LONGEST_WAIT_SECONDS)
 
 
 def _seconds(headers: Mapping[str, str], now: datetime) -> float | None:
@@ -38,7 +39,7 @@ def _seconds(headers: Mapping[str, str], now: datetime) -> float | None:
         return None if value is None else number
     try:
         return (parsedate_to_datetime(value) - now).total_seconds()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

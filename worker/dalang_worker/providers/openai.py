@@ -1,22 +1,27 @@
 """Provider OpenAI: Chat Completions, of OpenAI itself or any compatible endpoint (DeepSeek, Ollama, vLLM).
 
-Retries are Temporal's, so the SDK's own are off.
+Through OpenAI's SDK, whose retries are off since Temporal's are on. Answers are read from the raw body: what compatible
+servers send is looser than the SDK's types, and building those costs more than the call.
 """
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import openai
 from cachetools import LRUCache
 from dalang_api.contract import Failure, Message, TextPart, ToolCallPart, ToolResultPart
 from dalang_api.v1alpha1.conditions import Reason
 from openai import AsyncOpenAI
-from openai.types.chat import ChatCompletion, ChatCompletionMessageFunctionToolCall, ChatCompletionMessageParam
+from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic_core import to_json
 
 from dalang_worker.providers import CallFailure, ModelAnswer, ModelCallError, ModelRequest, RequestedCall, Verdict
 from dalang_worker.providers.http import is_passing, retry_after_seconds
+from dalang_worker.text import clean
 
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
 CONNECT_TIMEOUT_SECONDS = 10.0
 READ_TIMEOUT_SECONDS = 590.0
 """Just under the activity's own ten minutes, so that the error is the endpoint's."""
@@ -30,10 +35,12 @@ _STOPS = {
     ),
     "content_filter": Failure(reason=Reason.CONTENT_FILTER, message="The provider's content filter stopped the answer"),
 }
+_INTERRUPTED = "insufficient_system_resource"
+"""DeepSeek's finish reason for an answer that it broke off under load."""
 
 
 class OpenAIProvider:
-    """One client per endpoint and key, pooled."""
+    """One client, and with it one pool of connections, per endpoint and key."""
 
     def __init__(self) -> None:
         self._clients: LRUCache[tuple[str | None, str | None], AsyncOpenAI] = LRUCache(maxsize=64)
@@ -41,20 +48,32 @@ class OpenAIProvider:
     async def complete(self, request: ModelRequest) -> ModelAnswer:
         """Make one Chat Completions call."""
         client = self._client(request)
+        completions = client.chat.completions.with_raw_response
         try:
-            completion = await client.chat.completions.create(**make_request(request, client.base_url.host))
+            response = await completions.create(**make_request(request, str(client.base_url)))
         except openai.APIStatusError as error:
-            failure = classify(error.status_code, error.response.headers, _code(error), datetime.now(UTC))
-            raise ModelCallError(failure, _message(request, f"{error.status_code}: {_words(error)}")) from error
+            code, words = read_error(error.response.content)
+            failure = classify(error.status_code, error.response.headers, code, datetime.now(UTC))
+            raise ModelCallError(failure, _message(request, f"{error.status_code}: {words}")) from None
         except openai.APIError as error:
             failure = classify(None, {}, None, datetime.now(UTC))
-            raise ModelCallError(failure, _message(request, f"{error.message} ({error.__cause__})")) from error
-        return read_completion(completion)
+            words = f"{error.message} {error.__cause__ or ''}".strip()
+            raise ModelCallError(failure, _message(request, f"{words} ({client.base_url})")) from None
+        try:
+            return read_completion(response.http_response.content)
+        except ValueError as error:
+            failure = CallFailure(Verdict.RETRY, Reason.MODEL_RETRYING)
+            raise ModelCallError(failure, _message(request, str(error))) from None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for client in self._clients.values():
+            await client.close()
 
     def _client(self, request: ModelRequest) -> AsyncOpenAI:
         key = (request.model.base_url, request.api_key)
         if key not in self._clients:
-            # The SDK insists on a key; endpoints that need none ignore it.
+            # The SDK insists on a key; endpoints that need none ignore it. Without a URL it takes $OPENAI_BASE_URL.
             self._clients[key] = AsyncOpenAI(
                 api_key=request.api_key or "none",
                 base_url=request.model.base_url,
@@ -69,14 +88,17 @@ def make_provider() -> OpenAIProvider:
     return OpenAIProvider()
 
 
-def make_request(request: ModelRequest, host: str) -> dict[str, Any]:
-    """Return the arguments of `chat.completions.create`; absent is not the same as null to compatible servers."""
-    arguments: dict[str, Any] = {
+# ── What is sent ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_request(request: ModelRequest, base_url: str) -> dict[str, Any]:
+    """Return the body of the POST; absent is not the same as null to compatible servers."""
+    body: dict[str, Any] = {
         "model": request.model.model,
         "messages": make_messages(request.instructions, request.messages),
     }
     if request.tools:
-        arguments["tools"] = [
+        body["tools"] = [
             {
                 "type": "function",
                 "function": {"name": tool.name, "description": tool.description, "parameters": tool.schema},
@@ -84,17 +106,17 @@ def make_request(request: ModelRequest, host: str) -> dict[str, Any]:
             for tool in request.tools
         ]
     if request.temperature is not None:
-        arguments["temperature"] = request.temperature
+        body["temperature"] = request.temperature
     if request.max_output_tokens is not None:
         # OpenAI's reasoning models refuse the old name; most compatible servers know only that.
-        name = "max_completion_tokens" if host == "api.openai.com" else "max_tokens"
-        arguments[name] = request.max_output_tokens
-    return arguments
+        is_openai = base_url.startswith(DEFAULT_BASE_URL.removesuffix("v1"))
+        body["max_completion_tokens" if is_openai else "max_tokens"] = request.max_output_tokens
+    return body
 
 
-def make_messages(instructions: str | None, messages: list[Message]) -> list[ChatCompletionMessageParam]:
+def make_messages(instructions: str | None, messages: list[Message]) -> list[dict[str, Any]]:
     """Return the conversation in Chat Completions form: one `tool` message per result, right after its calls."""
-    made: list[ChatCompletionMessageParam] = []
+    made: list[dict[str, Any]] = []
     if instructions:
         made.append({"role": "system", "content": instructions})
     for message in messages:
@@ -102,7 +124,7 @@ def make_messages(instructions: str | None, messages: list[Message]) -> list[Cha
     return made
 
 
-def _make_message(message: Message) -> list[ChatCompletionMessageParam]:
+def _make_message(message: Message) -> list[dict[str, Any]]:
     if message.role == "user":
         return [{"role": "user", "content": message.text()}]
     if message.role == "tool":
@@ -131,31 +153,108 @@ def _make_message(message: Message) -> list[ChatCompletionMessageParam]:
     ]
 
 
-def read_completion(completion: ChatCompletion) -> ModelAnswer:
+# ── What comes back ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _text(value: Any) -> Any:
+    """Join a content that is a list of parts, as Mistral's reasoning models send it."""
+    if not isinstance(value, list):
+        return value
+    return "".join(part.get("text", "") for part in value if isinstance(part, dict) and part.get("type") == "text")
+
+
+def _json_text(value: Any) -> Any:
+    """Write arguments that came as an object; OpenAI sends them as text."""
+    return value if isinstance(value, str) else "" if value is None else to_json(value).decode()
+
+
+class _Function(BaseModel):
+    name: str
+    arguments: Annotated[str, BeforeValidator(_json_text)] = ""
+
+
+class _ToolCall(BaseModel):
+    function: _Function | None = None
+
+
+class _ChatMessage(BaseModel):
+    content: Annotated[str | None, BeforeValidator(_text)] = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(BaseModel):
+    message: _ChatMessage
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Completion(BaseModel):
+    """The part of a chat completion that is used here, and no stricter than it must be."""
+
+    choices: list[_Choice]
+    usage: _Usage | None = None
+
+
+def read_completion(body: bytes) -> ModelAnswer:
     """Return a completion in Dalang's form. What the model stopped for is in `_STOPS`; all else is an answer or tools.
 
     Raises:
-        ModelCallError: The endpoint answered 200 without a choice; tried again.
+        ValueError: It is no completion, or one that was broken off; asked again, a server under load may do better.
     """
-    if not completion.choices:
-        raise ModelCallError(CallFailure(Verdict.RETRY, Reason.MODEL_RETRYING), "the endpoint returned no choices")
+    completion = _parse(body)
+    if completion is None or not completion.choices:
+        raise ValueError(f"the endpoint answered 200 with no chat completion: {read_error(body)[1]}")
     choice = completion.choices[0]
-    failure = _STOPS.get(choice.finish_reason)
+    if choice.finish_reason == _INTERRUPTED:
+        raise ValueError(f"the endpoint broke its answer off: {_INTERRUPTED}")
+    failure = _STOPS.get(choice.finish_reason or "")
     if choice.message.refusal:
         failure = Failure(reason=Reason.MODEL_REFUSED, message=choice.message.refusal[:512])
     # A call that was cut at the output limit must not be run.
-    calls = [] if failure else choice.message.tool_calls or []
+    functions = [] if failure else [call.function for call in choice.message.tool_calls or [] if call.function]
+    usage = completion.usage or _Usage()
     return ModelAnswer(
         text=choice.message.content or "",
-        calls=[
-            RequestedCall(call.function.name, call.function.arguments or "")
-            for call in calls
-            if isinstance(call, ChatCompletionMessageFunctionToolCall)
-        ],
-        input_tokens=completion.usage.prompt_tokens if completion.usage else 0,
-        output_tokens=completion.usage.completion_tokens if completion.usage else 0,
+        calls=[RequestedCall(function.name, function.arguments) for function in functions],
+        input_tokens=usage.prompt_tokens or 0,
+        output_tokens=usage.completion_tokens or 0,
         failure=failure,
     )
+
+
+def _parse(body: bytes) -> _Completion | None:
+    try:
+        return _Completion.model_validate_json(body)
+    except ValidationError:
+        pass
+    try:
+        # Lone surrogates, half an emoji cut by the output limit, are JSON to Python and not to pydantic.
+        text = json.dumps(json.loads(body), ensure_ascii=False)
+        return _Completion.model_validate_json(text.encode(errors="replace"))
+    except ValueError:
+        return None
+
+
+def read_error(body: bytes) -> tuple[str | None, str]:
+    """Return the code we know, if any, and the provider's own sentence, of an answer that tells of an error.
+
+    OpenAI: `{"error": {"message", "code", "type"}}`; others: `{"error": "…"}`, `{"message": "…"}`, `{"detail": "…"}`, a page.
+    """
+    try:
+        content = json.loads(body)
+    except ValueError:
+        content = body.decode(errors="replace")
+    error = content.get("error", content) if isinstance(content, dict) else content
+    if not isinstance(error, dict):
+        return None, _one_line(error)
+    known = _QUOTA_CODES | _REASONS.keys()
+    code = next((error[key] for key in ("code", "type") if str(error.get(key)) in known), None)
+    return code, _one_line(error.get("message") or error.get("detail") or error)
 
 
 def classify(status: int | None, headers: Mapping[str, str], code: str | None, now: datetime) -> CallFailure:
@@ -170,23 +269,11 @@ def classify(status: int | None, headers: Mapping[str, str], code: str | None, n
     return CallFailure(Verdict.FINAL, _REASONS.get(code or "", Reason.MODEL_FAILED))
 
 
-def _code(error: openai.APIStatusError) -> str | None:
-    # Compatible servers put anything here.
-    for candidate in (error.code, error.type):
-        if isinstance(candidate, str) and candidate in _QUOTA_CODES | _REASONS.keys():
-            return candidate
-    return None
-
-
-def _words(error: openai.APIStatusError) -> str:
-    """Return the provider's own sentence, out of the body where it has one."""
-    body = error.body
-    if isinstance(body, dict) and isinstance(body.get("message"), str):
-        return str(body["message"])
-    return error.message
+def _one_line(words: object) -> str:
+    return " ".join(str(words).split())[:600] or "(no words)"
 
 
 def _message(request: ModelRequest, words: str) -> str:
     if request.api_key:
         words = words.replace(request.api_key, "[key]")
-    return f"model {request.model.model}: {words}"[:700]
+    return clean(f"model {request.model.model}: {words}"[:700])

@@ -3,11 +3,12 @@
 import importlib
 import logging
 import sys
-import traceback
 from pathlib import Path
 
 from dalang.tools import registered_tools
 from dalang_api.contract import Catalogue, CatalogueTool, ImportFailure
+
+from dalang_worker.text import clean
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,12 @@ def _import(module: str) -> ImportFailure | None:
         importlib.import_module(module)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001  # somebody else's code: even SystemExit must not end the worker
-        last_line = traceback.format_exception_only(error)[-1].strip()
-        log.error("tool module %s cannot be imported:\n%s", module, traceback.format_exc())
-        return ImportFailure(module=module, error=last_line[:512])
+    except BaseException as error:  # somebody else's code: even SystemExit must not end the worker
+        log.exception("tool module %s cannot be imported", module)
+        return ImportFailure(module=module, error=_last_line(error))
     return None
+
+
+def _last_line(error: BaseException) -> str:
+    """Return what a traceback ends with, in one line; pydantic's and annotated errors go on for more."""
+    return clean(f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": "))[:512]

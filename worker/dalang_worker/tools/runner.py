@@ -7,15 +7,20 @@ in a module works from call to call; only while that loop is held up do new call
 
 import asyncio
 import concurrent.futures
+import contextvars
 import logging
 import threading
 import time
-from collections.abc import Coroutine
-from typing import Any
+from typing import Any, cast
 
 from dalang.tools import ToolFunction
 
 log = logging.getLogger(__name__)
+
+
+class ToolRaisedError(Exception):
+    """A tool raised; the text is the exception's type and words."""
+
 
 HELD_UP_AFTER_SECONDS = 1.0
 """A loop that did not turn for so long is held up by a tool."""
@@ -30,13 +35,23 @@ class ToolRunner:
         self._loops: list[_ToolLoop] = []
 
     async def run(self, tool: ToolFunction, arguments: dict[str, Any]) -> Any:
-        """Run a tool and return what it returns; whatever it raises goes through.
+        """Run a tool and return what it returns.
 
         Cancelled, an async tool is cancelled and a sync one abandoned: its thread ends when the tool does.
+
+        Raises:
+            ToolRaisedError: The tool raised something, whatever it was.
         """
         if tool.is_async:
             return await asyncio.wrap_future(self._responsive_loop().submit(tool, arguments))
-        return await asyncio.wrap_future(self._threads.submit(tool.function, **arguments))
+        context = contextvars.copy_context()
+        return await asyncio.wrap_future(self._threads.submit(context.run, _call, tool, arguments))
+
+    def close(self) -> None:
+        """End the loops and threads, each as soon as the tool that it runs lets it."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for loop in self._loops:
+            loop.stop()
 
     def _responsive_loop(self) -> "_ToolLoop":
         for loop in self._loops:
@@ -46,6 +61,22 @@ class ToolRunner:
             return min(self._loops, key=lambda loop: len(loop.running))
         self._loops.append(_ToolLoop(f"tools-{len(self._loops)}"))
         return self._loops[-1]
+
+
+def _call(tool: ToolFunction, arguments: dict[str, Any]) -> Any:
+    """Call a sync tool. Some exceptions must not reach a future: SystemExit would end the worker, StopIteration hang the call."""
+    try:
+        return tool.function(**arguments)
+    except BaseException as error:  # noqa: BLE001  # somebody else's code: the model is told, whatever it raised
+        raise _raised(error) from None
+
+
+def _raised(error: BaseException) -> ToolRaisedError:
+    try:
+        words = str(error)
+    except Exception:  # noqa: BLE001  # an exception's own __str__ may fail
+        words = ""
+    return ToolRaisedError(f"{type(error).__name__}: {words}".removesuffix(": "))
 
 
 class _ToolLoop:
@@ -61,6 +92,9 @@ class _ToolLoop:
     def submit(self, tool: ToolFunction, arguments: dict[str, Any]) -> "concurrent.futures.Future[Any]":
         return asyncio.run_coroutine_threadsafe(self._call(tool, arguments), self._loop)
 
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
     def is_held_up(self) -> bool:
         held_up = time.monotonic() - self._turned_at > HELD_UP_AFTER_SECONDS
         if held_up and not self._told:
@@ -70,18 +104,24 @@ class _ToolLoop:
         return held_up
 
     async def _call(self, tool: ToolFunction, arguments: dict[str, Any]) -> Any:
-        token = id(asyncio.current_task())
-        self.running[token] = tool.name
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self.running[id(task)] = tool.name
         try:
-            coroutine: Coroutine[Any, Any, Any] = tool.function(**arguments)
-            return await coroutine
+            return await tool.function(**arguments)
+        except asyncio.CancelledError as error:
+            if task.cancelling():
+                raise
+            raise _raised(error) from None
+        except BaseException as error:  # noqa: BLE001  # see _call
+            raise _raised(error) from None
         finally:
-            del self.running[token]
+            del self.running[id(task)]
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.call_soon(self._turn)
         self._loop.run_forever()
+        self._loop.close()
 
     def _turn(self) -> None:
         self._turned_at = time.monotonic()

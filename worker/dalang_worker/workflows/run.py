@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 
 with workflow.unsafe.imports_passed_through():
     from dalang_api import contract
@@ -64,6 +64,7 @@ class AgentRunWorkflow:
         self._seq = 0
         self._reported_at = self._started_at
         self._retrying: Retrying | None = None
+        self._has_ended = False
         self._waiting_for = "the first turn"
 
     @workflow.run
@@ -117,8 +118,9 @@ class AgentRunWorkflow:
     async def model(self, agent: AgentSnapshot, call: ModelCall) -> ModelReply:
         """Make a model call as one activity, on the queue of the agent's pool."""
         self._waiting_for = f"the model (turn {call.turn})"
+        reply: ModelReply
         try:
-            reply: ModelReply = await workflow.execute_activity(
+            reply = await workflow.execute_activity(
                 contract.MODEL_ACTIVITY,
                 call,
                 result_type=ModelReply,
@@ -128,15 +130,16 @@ class AgentRunWorkflow:
                 retry_policy=CALL_RETRY,
             )
         except ActivityError as error:
-            raise _run_failed(error) from error
+            raise _stopped_by(error) from error
         self._recovered()
         return reply
 
     async def tool(self, agent: AgentSnapshot, call: ToolCall) -> ToolOutcome:
         """Make a tool call as one activity, on the queue of the agent's pool."""
         self._waiting_for = f"tool {call.tool} (turn {call.turn})"
+        outcome: ToolOutcome
         try:
-            outcome: ToolOutcome = await workflow.execute_activity(
+            outcome = await workflow.execute_activity(
                 contract.TOOL_ACTIVITY,
                 call,
                 result_type=ToolOutcome,
@@ -146,7 +149,7 @@ class AgentRunWorkflow:
                 retry_policy=CALL_RETRY,
             )
         except ActivityError as error:
-            raise _run_failed(error) from error
+            raise _stopped_by(error) from error
         return outcome
 
     def history_is_full(self) -> bool:
@@ -174,12 +177,18 @@ class AgentRunWorkflow:
         return workflow.now() - self._reported_at >= PROGRESS_INTERVAL
 
     def _report_progress(self) -> None:
-        """Send a report and do not wait for it: a later one replaces it, so it may get lost."""
+        """Send a report and do not wait for it: a later one replaces it, so it may get lost.
+
+        None after the last: with its higher `seq` it would keep that out of the status.
+        """
+        if self._has_ended:
+            return
         self._reported_at = workflow.now()
         reason, message = Reason.RUNNING, f"Turn {self._state.turns}"
         if self._retrying is not None:
-            reason, message = Reason(self._retrying.reason), self._retrying.message
-        self._start_report(self._report(Phase.RUNNING, reason, message), timedelta(minutes=1))
+            reason, message = Reason.parse(self._retrying.reason) or reason, self._retrying.message
+        sent = self._start_report(self._report(Phase.RUNNING, reason, message), timedelta(minutes=1))
+        sent.add_done_callback(lambda done: done.cancelled() or done.exception())  # else asyncio logs a lost one
 
     async def _fail(self, failure: RunFailed) -> RunReport:
         report = await self._report_end(Phase.FAILED, failure.reason, failure.message)
@@ -187,6 +196,7 @@ class AgentRunWorkflow:
 
     async def _report_end(self, phase: Phase, reason: Reason, message: str, output: str | None = None) -> RunReport:
         """Send the last report and wait until it is written, whatever happens to the workflow meanwhile."""
+        self._has_ended = True
         report = self._report(phase, reason, message, output=output, finished_at=workflow.now())
         handle = self._start_report(report, timedelta(hours=24))
         while not handle.done():
@@ -242,9 +252,15 @@ class AgentRunWorkflow:
         return message
 
 
-def _run_failed(error: ActivityError) -> RunFailed:
-    """Turn an activity's failure for good into the reason the user is told."""
+def _stopped_by(error: ActivityError) -> RunFailed | asyncio.CancelledError:
+    """Turn an activity's failure for good into the reason the user is told.
+
+    A cancelled activity fails like any other, while a cancel and `asyncio.timeout` wait for asyncio's own exception:
+    without this a run that was cancelled or timed out would end as `WorkflowFailed`.
+    """
     cause = error.cause
+    if isinstance(cause, CancelledError):
+        return asyncio.CancelledError()
     if isinstance(cause, ApplicationError) and (reason := Reason.parse(cause.type)):
         return RunFailed(reason, cause.message)
     return RunFailed(Reason.WORKFLOW_FAILED, f"{error.activity_type}: {cause or error}")

@@ -1,0 +1,1 @@
+"""Agent: a definition; nothing runs for it until a run names it."""

@@ -1,0 +1,1 @@
+"""AgentModel: a model endpoint; nothing runs for it."""

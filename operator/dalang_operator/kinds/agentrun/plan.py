@@ -1,15 +1,15 @@
 """What to do about one AgentRun. Pure: no clock, no calls; everything known stands in `Observed`.
 
-    the object            its workflow               the plan
-    A  not started        not asked                  start it, or say what it waits for
-    B  not started        open (start was not noted) write Running; with `cancel`: cancel it
-    C  not started        missing, with `cancel`     Cancelled, final
-    D  started            not asked                  nothing; with `cancel`: cancel once
-    E  unfinished         closed                     write how it ended, from its last report if it left one
-    F  started            missing, seen twice        WorkflowLost, final
-    G  unfinished         its code fails             Stalled; past timeout + 10 min: terminate, Failed
-    H  finished           never asked                delete it when its time is over
-    I  gone, another uid  never asked                terminate the workflow of the uid that is gone
+the object            its workflow               the plan
+A  not started        not asked                  start it, or say what it waits for
+B  not started        open (start was not noted) write Running; with `cancel`: cancel it
+C  not started        missing, with `cancel`     Cancelled, final
+D  started            not asked                  nothing; with `cancel`: cancel once
+E  unfinished         closed                     write how it ended, from its last report if it left one
+F  started            missing, seen twice        WorkflowLost, final
+G  unfinished         its code fails             Stalled; past timeout + 10 min: terminate, Failed
+H  finished           never asked                delete it when its time is over
+I  gone, another uid  never asked                terminate the workflow of the uid that is gone
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from dalang_api import contract
 from dalang_api.v1alpha1.conditions import ConditionType, Phase, Reason
 from dalang_api.v1alpha1.schema import seconds
+
 from dalang_operator.kinds.agentrun.status import (
     ended_status,
     pending_status,
@@ -265,7 +266,8 @@ def model_exists(observed: Observed, run: Json) -> Verdict | None:
         return None
     name = observed.agent["spec"]["modelRef"]["name"]
     return Verdict(
-        Reason.MODEL_NOT_FOUND, f"Agent {observed.agent['metadata']['name']} names AgentModel {name}, which is not there"
+        Reason.MODEL_NOT_FOUND,
+        f"Agent {observed.agent['metadata']['name']} names AgentModel {name}, which is not there",
     )
 
 
@@ -376,13 +378,17 @@ def _model_snapshot(model: Json) -> contract.ModelSnapshot:
 
 def _closed_status(run: Json, workflow: WorkflowView, workflow_id: str, now: datetime) -> Json:
     report = workflow.report
-    if report and report.phase != Phase.RUNNING and report.seq >= report_seq(run):
+    if report and report.phase != "Running" and report.seq >= report_seq(run):
         return run_status(report, run, workflow_id, now)
     words = f": {workflow.message}" if workflow.message else ""
     if workflow.state is WorkflowState.CANCELED:
-        return ended_status(run, Phase.CANCELLED, Reason.CANCELLED, f"The workflow was cancelled in Temporal{words}", now)
+        return ended_status(
+            run, Phase.CANCELLED, Reason.CANCELLED, f"The workflow was cancelled in Temporal{words}", now
+        )
     if workflow.state is WorkflowState.TERMINATED:
-        return ended_status(run, Phase.FAILED, Reason.TERMINATED, f"The workflow was terminated in Temporal{words}", now)
+        return ended_status(
+            run, Phase.FAILED, Reason.TERMINATED, f"The workflow was terminated in Temporal{words}", now
+        )
     message = f"The workflow ended as {workflow.state} without a report{words}"
     return ended_status(run, Phase.FAILED, Reason.WORKFLOW_FAILED, message, now)
 
@@ -414,4 +420,3 @@ def _agent_version(agent: Json) -> contract.AgentVersion:
     return contract.AgentVersion(
         name=agent["metadata"]["name"], uid=uid_of(agent), generation=agent["metadata"]["generation"]
     )
-

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from dalang_api.contract import RunInput, run_workflow_id
 from dalang_api.v1alpha1.conditions import Reason
+
 from dalang_operator.kinds.agentrun.plan import (
     SECOND_LOOK_SECONDS,
     Action,
@@ -27,7 +28,7 @@ from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.errors import Conflict, NotFound
 from dalang_operator.kube.resources import AGENT_RUNS, Json, ObjectKey, Resource, uid_of
 from dalang_operator.kube.status import parse_timestamp, write_status
-from dalang_operator.runtime.cache import Cache, is_finished, is_started, pool_of
+from dalang_operator.runtime.cache import Cache, is_finished, pool_of
 from dalang_operator.temporal.errors import TemporalError, WorkflowNotFound
 
 logger = logging.getLogger(__name__)
@@ -53,9 +54,7 @@ class KubePort(Protocol):
 class WorkflowPort(Protocol):
     """What the reconcile needs of Temporal."""
 
-    async def start(
-        self, workflow_id: str, task_queue: str, run_input: RunInput, request_id: str
-    ) -> WorkflowView: ...
+    async def start(self, workflow_id: str, task_queue: str, run_input: RunInput, request_id: str) -> WorkflowView: ...
 
     async def cancel(self, workflow_id: str, reason: str) -> None: ...
 
@@ -122,7 +121,8 @@ class RunReconciler:
             observed,
             agent=agent,
             model=agent and self.cache.models.get(ObjectKey(key.namespace, agent["spec"]["modelRef"]["name"])),
-            pool_exists=agent is not None and self.cache.pools.get(ObjectKey(key.namespace, pool_of(agent))) is not None,
+            pool_exists=agent is not None
+            and self.cache.pools.get(ObjectKey(key.namespace, pool_of(agent))) is not None,
             swept=self.facts.swept,
             problem=self.facts.problems.get(uid),
             cancel_sent=uid in self.facts.cancel_sent,

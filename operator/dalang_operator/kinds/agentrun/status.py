@@ -7,10 +7,10 @@ run that reports no more because its workflow's code fails: that condition is th
 
 from datetime import datetime
 
-from pydantic_core import to_json
-
 from dalang_api.contract import AgentVersion, RunReport
 from dalang_api.v1alpha1.conditions import ConditionType, Phase, Reason
+from pydantic_core import to_json
+
 from dalang_operator.kube.resources import Json
 from dalang_operator.kube.status import clip, condition, timestamp, with_conditions, without_condition
 
@@ -104,7 +104,7 @@ def run_status(report: RunReport, run: Json, workflow_id: str, now: datetime) ->
         status["output"] = clip(report.output, _OUTPUT_MAX)
     if report.output_truncated or (report.output is not None and len(report.output) > _OUTPUT_MAX):
         status["outputTruncated"] = True
-    if report.phase != Phase.RUNNING:
+    if report.phase != "Running":
         status["finishedAt"] = report.finished_at or timestamp(now)
     return _fitted(status)
 
@@ -129,10 +129,10 @@ def _ended_conditions(reason: Reason | str, message: str) -> list[Json]:
 
 
 def _report_conditions(report: RunReport, run: Json, now: datetime) -> list[Json]:
-    if report.phase in {Phase.FAILED, Phase.CANCELLED}:
+    if report.phase in {"Failed", "Cancelled"}:
         conditions = _ended_conditions(report.reason, report.message)
     else:
-        done = report.phase == Phase.SUCCEEDED
+        done = report.phase == "Succeeded"
         conditions = [
             condition(ConditionType.SUCCEEDED, "True" if done else "Unknown", report.reason, report.message),
             condition(ConditionType.READY, "True" if done else "False", report.reason, report.message),

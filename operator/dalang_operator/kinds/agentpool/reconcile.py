@@ -1,0 +1,270 @@
+"""AgentPool: observe one pool, plan, execute."""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Protocol
+
+from dalang_api.contract import pool_queue
+
+from dalang_operator.kinds.agentpool.desired import deployment_name
+from dalang_operator.kinds.agentpool.plan import (
+    Action,
+    ApplyDeployment,
+    CreateCopy,
+    CreateDeployment,
+    CreatePool,
+    DeleteCopy,
+    Observed,
+    Scale,
+    Settings,
+    WriteStatus,
+    failed_status,
+    is_ours,
+    is_rolled_out,
+    plan,
+    wants_zero,
+)
+from dalang_operator.kube.apply import owned_by_apply
+from dalang_operator.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
+from dalang_operator.kube.resources import AGENT_POOLS, CONFIG_MAPS, DEPLOYMENTS, Json, ObjectKey, Resource
+from dalang_operator.kube.status import write_status
+from dalang_operator.runtime.cache import POOL_LABEL, Cache
+
+logger = logging.getLogger(__name__)
+
+
+class KubePort(Protocol):
+    """What the reconcile needs of the API server."""
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Json: ...
+
+    def list_pages(
+        self, resource: Resource, namespace: str | None, *, fields: str = "", labels: str = ""
+    ) -> AsyncIterator[tuple[list[Json], str]]: ...
+
+    async def create(self, resource: Resource, namespace: str, body: Json) -> Json: ...
+
+    async def patch(
+        self, resource: Resource, namespace: str, name: str, body: Json, subresource: str | None = None
+    ) -> Json: ...
+
+    async def apply(self, resource: Resource, namespace: str, name: str, body: Json) -> Json: ...
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, *, uid: str, resource_version: str | None = None
+    ) -> None: ...
+
+
+class QueuePort(Protocol):
+    """What the reconcile needs of Temporal."""
+
+    async def backlog(self, task_queue: str) -> int: ...
+
+    async def count(self, query: str) -> int: ...
+
+
+@dataclass
+class PoolFacts:
+    """What is known of pools beside their objects. All of it is safe to lose."""
+
+    idle_since: dict[ObjectKey, datetime] = field(default_factory=dict)
+    """Since when no run needs the pool; absent while one does."""
+    backlogged: set[ObjectKey] = field(default_factory=set)
+    """Pools whose queue the sweep found filled while they had no worker."""
+    cleaned: dict[ObjectKey, int] = field(default_factory=dict)
+    """The Deployment's generation at which old copies were last looked for."""
+
+
+@dataclass(frozen=True)
+class PoolReconciler:
+    """Brings AgentPools to where they should be."""
+
+    kube: KubePort
+    queues: QueuePort
+    cache: Cache
+    facts: PoolFacts
+    settings: Settings
+    applied: Callable[[str, Json], None]
+    """Takes an object we wrote or read into the cache and wakes whom it concerns."""
+    now: Callable[[], datetime]
+
+    async def reconcile(self, key: ObjectKey) -> float | None:
+        """Reconcile one pool; returns after how many seconds to look again, or None."""
+        observed = await self._observe(key)
+        return await self._carry_out(observed)
+
+    async def _observe(self, key: ObjectKey) -> Observed:
+        pool = self.cache.pools.get(key)
+        now = self.now()
+        agents = self.cache.agents.by("pool", key.namespace, key.name)
+        observed = Observed(
+            key=key,
+            settings=self.settings,
+            now=now,
+            pool=pool,
+            has_agents=bool(agents),
+            has_live_run=self.cache.has_live_run(key),
+        )
+        if pool is None:
+            self.facts.idle_since.pop(key, None)
+            self.facts.cleaned.pop(key, None)
+            return observed
+        if observed.has_live_run:
+            self.facts.idle_since.pop(key, None)
+        deployment = self.cache.deployments.get(ObjectKey(key.namespace, deployment_name(key.name)))
+        observed = replace(
+            observed,
+            deployment=deployment,
+            is_foreign=deployment is not None and not is_ours(deployment, pool),
+            sources=await self._sources(key, pool),
+            copies=await self._copies(key, deployment),
+            secrets=self._secrets(key.namespace, agents),
+            idle_since=None if observed.has_live_run else self.facts.idle_since.setdefault(key, now),
+        )
+        if key in self.facts.backlogged:
+            self.facts.backlogged.discard(key)
+            return replace(observed, queue_is_busy=True)
+        if wants_zero(observed):
+            observed = replace(observed, queue_is_busy=await self._is_busy(key))
+            return replace(observed, has_live_run=self.cache.has_live_run(key))
+        return observed
+
+    async def _sources(self, key: ObjectKey, pool: Json) -> tuple[tuple[str, Json | None], ...]:
+        names = [source["configMapRef"]["name"] for source in pool.get("spec", {}).get("toolsFrom", ())]
+        return tuple([(name, await self._config_map(ObjectKey(key.namespace, name))) for name in names])
+
+    async def _config_map(self, key: ObjectKey) -> Json | None:
+        """Return a ConfigMap: labelled ones are in the cache, others are read."""
+        cached = self.cache.config_maps.get(key)
+        if cached is not None:
+            return cached
+        try:
+            return await self.kube.get(CONFIG_MAPS, key.namespace, key.name)
+        except NotFound:
+            return None
+
+    async def _copies(self, key: ObjectKey, deployment: Json | None) -> tuple[Json, ...]:
+        """Return the copies of tool modules there are, once after each rollout."""
+        if deployment is None or not is_rolled_out(deployment):
+            return ()
+        generation = deployment["metadata"]["generation"]
+        if self.facts.cleaned.get(key) == generation:
+            return ()
+        found: list[Json] = []
+        async for page, _ in self.kube.list_pages(CONFIG_MAPS, key.namespace, labels=f"{POOL_LABEL}={key.name}"):
+            found += page
+        self.facts.cleaned[key] = generation
+        pool = self.cache.pools.get(key)
+        return tuple(copy for copy in found if pool and is_ours(copy, pool))
+
+    def _secrets(self, namespace: str, agents: list[ObjectKey]) -> frozenset[str]:
+        names: set[str] = set()
+        for agent_key in agents:
+            agent = self.cache.agents.get(agent_key)
+            model = agent and self.cache.models.get(ObjectKey(namespace, agent["spec"]["modelRef"]["name"]))
+            reference = (model or {}).get("spec", {}).get("auth", {}).get("apiKey", {}).get("secretKeyRef")
+            if reference:
+                names.add(reference["name"])
+        return frozenset(names)
+
+    async def _is_busy(self, key: ObjectKey) -> bool:
+        """Ask Temporal whether anything is left on the pool's queue that a worker would have to do."""
+        queue = pool_queue(self.settings.worker.installation, key.namespace, key.name)
+        if await self.queues.backlog(queue):
+            return True
+        return await self.queues.count(f"TaskQueue = '{queue}' AND ExecutionStatus = 'Running'") > 0
+
+    async def _carry_out(self, observed: Observed) -> float | None:
+        steps = plan(observed)
+        for action in steps.actions:
+            try:
+                found = await self._execute(observed, action)
+            except (Invalid, Forbidden) as error:
+                await self._fail(observed, action, str(error))
+                raise
+            if found is not None:
+                return await self._carry_out(found)
+        return steps.requeue_after
+
+    async def _fail(self, observed: Observed, action: Action, message: str) -> None:
+        if observed.pool is not None and not isinstance(action, WriteStatus):
+            pool = self.cache.pools.get(observed.key) or observed.pool
+            await self._write(pool, failed_status(pool, message, observed.now))
+
+    async def _execute(self, observed: Observed, action: Action) -> Observed | None:
+        """Execute one action; returns a new observation where the rest has to be planned anew."""
+        namespace = observed.key.namespace
+        match action:
+            case CreatePool(body):
+                self.applied("AgentPool", await self.kube.create(AGENT_POOLS, namespace, body))
+                logger.info("AgentPool %s created, since Agents need it", observed.key)
+            case WriteStatus(status):
+                assert observed.pool is not None, "a status is planned for a pool"
+                await self._write(observed.pool, status)
+            case CreateCopy(body):
+                await self._create_copy(namespace, body)
+            case DeleteCopy(name, uid):
+                await self._delete_copy(namespace, name, uid)
+            case CreateDeployment(body):
+                return await self._create_deployment(observed, body)
+            case ApplyDeployment(body):
+                await self._apply_deployment(observed, body)
+            case Scale(replicas, reason):
+                body = {"spec": {"replicas": replicas}}
+                await self.kube.patch(DEPLOYMENTS, namespace, deployment_name(observed.key.name), body, "scale")
+                logger.info("AgentPool %s scaled to %d: %s", observed.key, replicas, reason)
+        return None
+
+    async def _write(self, pool: Json, status: Json) -> None:
+        written = await write_status(self.kube, AGENT_POOLS, pool, status, "controller")
+        if written is not None:
+            self.applied("AgentPool", written)
+
+    async def _create_copy(self, namespace: str, body: Json) -> None:
+        try:
+            await self.kube.create(CONFIG_MAPS, namespace, body)
+        except AlreadyExists:
+            return
+        logger.info("ConfigMap %s/%s created from toolsFrom", namespace, body["metadata"]["name"])
+
+    async def _delete_copy(self, namespace: str, name: str, uid: str) -> None:
+        try:
+            await self.kube.delete(CONFIG_MAPS, namespace, name, uid=uid)
+        except NotFound:
+            return
+        logger.info("ConfigMap %s/%s deleted: no worker mounts it", namespace, name)
+
+    async def _create_deployment(self, observed: Observed, body: Json) -> Observed | None:
+        assert observed.pool is not None, "a Deployment is planned for a pool"
+        try:
+            created = await self.kube.create(DEPLOYMENTS, observed.key.namespace, body)
+        except AlreadyExists:
+            current = await self.kube.get(DEPLOYMENTS, observed.key.namespace, deployment_name(observed.key.name))
+            if is_ours(current, observed.pool):
+                self.applied("Deployment", current)
+            pool = self.cache.pools.get(observed.key) or observed.pool
+            return replace(observed, pool=pool, deployment=current, is_foreign=not is_ours(current, observed.pool))
+        self.applied("Deployment", created)
+        logger.info("AgentPool %s: Deployment %s created", observed.key, body["metadata"]["name"])
+        return None
+
+    async def _apply_deployment(self, observed: Observed, body: Json) -> None:
+        namespace, name = observed.key.namespace, body["metadata"]["name"]
+        current = await self.kube.get(DEPLOYMENTS, namespace, name)
+        managed_fields = owned_by_apply(current)
+        if managed_fields:
+            metadata = {
+                "uid": body["metadata"]["uid"],
+                "resourceVersion": current["metadata"]["resourceVersion"],
+                "managedFields": managed_fields,
+            }
+            await self.kube.patch(DEPLOYMENTS, namespace, name, {"metadata": metadata})
+        try:
+            applied = await self.kube.apply(DEPLOYMENTS, namespace, name, body)
+        except Conflict:
+            logger.debug("Deployment %s/%s is another than the one observed", namespace, name)
+            raise
+        self.applied("Deployment", applied)
+        logger.info("AgentPool %s: Deployment %s applied", observed.key, name)

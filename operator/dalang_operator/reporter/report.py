@@ -1,0 +1,109 @@
+"""Activity `report`: a workflow's report becomes its AgentRun's status.
+
+The object is taken from the calling workflow's id, which Temporal vouches for, and from nothing the caller says. So a
+workflow can write about its own run only, and only forwards: uid, `reportSeq` and resourceVersion guard every write.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from dalang_api.contract import REPORT_ACTIVITY, RUN_WORKFLOW, RunReport, WorkflowTarget, parse_workflow_id
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from dalang_operator.kinds.agentrun.status import report_seq, run_status
+from dalang_operator.kube.client import KubeClient
+from dalang_operator.kube.errors import ApiError, Conflict, NotFound
+from dalang_operator.kube.resources import AGENT_RUNS, Json, ObjectKey, uid_of
+from dalang_operator.kube.status import write_status
+from dalang_operator.runtime.cache import is_finished
+from dalang_operator.runtime.metrics import REPORTS
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 5
+"""Reads and writes tried at once; the controller's first status may come between, rarely anything else."""
+
+
+def refusal(report: RunReport, run: Json | None, target: WorkflowTarget) -> str | None:
+    """Return why a report is not written, in one word, or None when it is."""
+    if run is None:
+        return "deleted"
+    if uid_of(run) != target.suffix:
+        return "another_uid"
+    if is_finished(run):
+        return "finished"
+    if report.seq <= report_seq(run):
+        return "older"
+    return None
+
+
+def reporting_workflow(installation: str, namespaces: frozenset[str], workflow_type: str) -> WorkflowTarget | None:
+    """Return what the calling workflow's id names; None when the workflow is not ours to write for."""
+    info = activity.info()
+    target = parse_workflow_id(info.workflow_id or "")
+    if target.installation != installation or info.workflow_type != workflow_type:
+        return None
+    return target if not namespaces or target.namespace in namespaces else None
+
+
+@dataclass(frozen=True)
+class RunReporter:
+    """Writes reports into AgentRuns."""
+
+    installation: str
+    namespaces: frozenset[str]
+    """Watched namespaces; empty means all."""
+    kube: KubeClient
+    cached_run: Callable[[ObjectKey], Json | None]
+    """The controller's cached object, if it runs in this process: saves a read. A write bound to it that comes too late
+    is refused by the server, and the object is read."""
+    now: Callable[[], datetime]
+
+    @activity.defn(name=REPORT_ACTIVITY)
+    async def report(self, report: RunReport) -> None:
+        """Write one report.
+
+        Raises:
+            ApplicationError: The API server refused or did not answer; Temporal tries again.
+        """
+        target = reporting_workflow(self.installation, self.namespaces, RUN_WORKFLOW)
+        if target is None:
+            REPORTS.labels("not_ours").inc()
+            return
+        try:
+            REPORTS.labels(await self._write(report, target)).inc()
+        except ApiError as error:
+            REPORTS.labels("error").inc()
+            raise ApplicationError(str(error), type=type(error).__name__) from error
+
+    async def _write(self, report: RunReport, target: WorkflowTarget) -> str:
+        key = ObjectKey(target.namespace, target.name)
+        run = self.cached_run(key)
+        for attempt in range(ATTEMPTS):
+            if attempt or run is None or refusal(report, run, target):
+                run = await self._read(key)
+            why_not = refusal(report, run, target)
+            if run is None or why_not:
+                return str(why_not)
+            workflow_id = activity.info().workflow_id or ""
+            try:
+                await write_status(
+                    self.kube, AGENT_RUNS, run, run_status(report, run, workflow_id, self.now()), "reporter"
+                )
+            except Conflict:
+                continue
+            except NotFound:
+                return "deleted"
+            if report.finished_at:
+                logger.info("AgentRun %s: %s", key, report.reason)
+            return "written"
+        raise Conflict(f"AgentRun {key} changed under {ATTEMPTS} attempts")
+
+    async def _read(self, key: ObjectKey) -> Json | None:
+        try:
+            return await self.kube.get(AGENT_RUNS, key.namespace, key.name)
+        except NotFound:
+            return None

@@ -1,0 +1,306 @@
+"""A real Temporal server and a scripted model, started once; and for each test an installation of its own on them.
+
+The worker is the one that pods run, in the test's process or, where a test kills it, in one of its own. The reporter is a
+Temporal worker here that notes what it is told.
+"""
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+from aiohttp import web
+from dalang_api import contract, process
+from dalang_api.contract import (
+    AgentSnapshot,
+    Message,
+    ModelSnapshot,
+    RunInput,
+    RunReport,
+    SecretKey,
+    Snapshot,
+    TextPart,
+    ToolBinding,
+)
+from dalang_cli.dev.model_server import ModelServer
+from dalang_worker.main import serve
+from dalang_worker.settings import WorkerSettings
+from dalang_worker.tools.loader import load_tools
+from temporalio import activity
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import Worker
+
+Json = dict[str, Any]
+
+TOOLS_PATH = Path(__file__).parent / "tools"
+TEMPORAL = Path(sys.executable).parent / "temporal"
+QUICK_SERVER = [
+    # The dev server looks for work 20 times a second, as if it shared a disk with thousands (facts/temporal.md §5).
+    argument
+    for queue in ("transfer", "timer", "visibility", "outbound")
+    for argument in ("--dynamic-config-value", f"history.{queue}ProcessorMaxPollRPS=5000")
+]
+
+
+@pytest.fixture(scope="session")
+def temporal_address() -> Iterator[str]:
+    environment = asyncio.run(
+        WorkflowEnvironment.start_local(dev_server_existing_path=str(TEMPORAL), dev_server_extra_args=QUICK_SERVER)
+    )
+    yield environment.client.service_client.config.target_host
+    asyncio.run(environment.shutdown())
+
+
+@pytest.fixture(scope="session")
+def model_url() -> Iterator[str]:
+    """The scripted model, on a loop in a thread of its own, so that a test that blocks does not hold it up."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="model-server", daemon=True)
+    thread.start()
+    runner, port = asyncio.run_coroutine_threadsafe(serve_model(0), loop).result()
+    yield f"http://127.0.0.1:{port}"
+    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+async def serve_model(port: int) -> tuple[web.AppRunner, int]:
+    """Start a scripted model; it listens on the port that is returned."""
+    runner = web.AppRunner(
+        ModelServer().application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+    )
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port)
+    await site.start()
+    return runner, runner.addresses[0][1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def run_tools() -> None:
+    """The tools of this folder, loaded as a worker loads them."""
+    catalogue = load_tools(["run_tools"], TOOLS_PATH)
+    assert catalogue.failures == []
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended."""
+
+    outcome: str
+    """Succeeded, Failed or Cancelled: what Temporal says of the workflow."""
+    report: RunReport
+    """The last one that the reporter was given."""
+
+
+@dataclass
+class Run:
+    """A run that was started."""
+
+    handle: WorkflowHandle[Any, RunReport]
+    model: str
+    world: "World"
+
+    @property
+    def reports(self) -> list[RunReport]:
+        """What the reporter was told, in the order in which it was."""
+        return self.world.reported.setdefault(self.handle.id, [])
+
+    async def end(self) -> Ended:
+        """Wait for the end; the workflow's result or failure must be the last report."""
+        try:
+            result = await self.handle.result()
+        except WorkflowFailureError as error:
+            cause = error.cause
+            if not isinstance(cause, ApplicationError):
+                return Ended(type(cause).__name__.removesuffix("Error"), self.reports[-1])
+            converter = process.data_converter().payload_converter
+            (told,) = converter.from_payloads(converter.to_payloads(cause.details), [RunReport])
+            assert told == self.reports[-1]
+            assert (cause.type, cause.message) == (told.reason, told.message)
+            return Ended("Failed", told)
+        assert result == self.reports[-1]
+        return Ended("Succeeded", result)
+
+    async def asked(self) -> list[Json]:
+        """The requests that the model was sent."""
+        return await self.world.requests(self.model)
+
+    async def conversations(self) -> list[list[Json]]:
+        """The messages of each request."""
+        return [request["body"]["messages"] for request in await self.asked()]
+
+    async def attempts(self, activity_type: str) -> list[int]:
+        """For each activity of that type that was started, in order: at which attempt it ended."""
+        history = await self.handle.fetch_history()
+        names = {
+            event.event_id: event.activity_task_scheduled_event_attributes.activity_type.name
+            for event in history.events
+            if event.HasField("activity_task_scheduled_event_attributes")
+        }
+        started = [
+            event.activity_task_started_event_attributes
+            for event in history.events
+            if event.HasField("activity_task_started_event_attributes")
+        ]
+        return [event.attempt for event in started if names[event.scheduled_event_id] == activity_type]
+
+
+@dataclass
+class World:
+    """One installation: its pool, its reporter, its models."""
+
+    client: Client
+    temporal_address: str
+    model_url: str
+    http: aiohttp.ClientSession
+    path: Path
+    installation: str = field(default_factory=lambda: f"test-{uuid4().hex[:12]}")
+    reported: dict[str, list[RunReport]] = field(default_factory=dict)
+    reporting: list[RunReport] = field(default_factory=list)
+    """Every report that reached the reporter, written or not."""
+    reporter_open: asyncio.Event = field(default_factory=asyncio.Event)
+    """While it is not set, the reporter takes a report and does not come to an end with it."""
+
+    @staticmethod
+    async def eventually(condition: Callable[[], Any], *, within: float = 20.0) -> Any:
+        """Return the condition's value, or what it resolves to, as soon as that is true."""
+        deadline = time.monotonic() + within
+        while True:
+            value = condition()
+            if isinstance(value, Awaitable):
+                value = await value
+            if value:
+                return value
+            assert time.monotonic() < deadline, f"not within {within} s"
+            await asyncio.sleep(0.02)
+
+    # ── Its parts ──
+
+    def settings(self, **more: Any) -> WorkerSettings:
+        """Settings of a worker of this installation's pool."""
+        return WorkerSettings(
+            **{
+                "installation": self.installation,
+                "namespace": "shop",
+                "pool": "default",
+                "temporal_address": self.temporal_address,
+                "secrets_path": self.path / "secrets",
+                "drain_seconds": 5.0,
+                **more,
+            }
+        )
+
+    @asynccontextmanager
+    async def worker(self, **more: Any) -> AsyncIterator[None]:
+        """A worker as pods run it, with a client and caches of its own; it is stopped as pods are."""
+        settings = self.settings(**more)
+        async with serve(settings, await process.connect(settings, identity=settings.pod)):
+            yield
+
+    def reporter(self) -> Worker:
+        """The operator's part, which here only takes notes."""
+
+        @activity.defn(name=contract.REPORT_ACTIVITY)
+        async def report(report: RunReport) -> None:
+            self.reporting.append(report)
+            await self.reporter_open.wait()
+            self.reported.setdefault(activity.info().workflow_id or "", []).append(report)
+
+        return Worker(self.client, task_queue=contract.reporter_queue(self.installation), activities=[report])
+
+    @asynccontextmanager
+    async def serving(self, **more: Any) -> AsyncIterator[None]:
+        """A worker and the reporter."""
+        async with self.worker(**more), self.reporter():
+            yield
+
+    # ── Its models ──
+
+    async def script(self, *responses: Json, **more: Any) -> str:
+        """Give a model of its own what it answers; return its name."""
+        name = f"model-{uuid4().hex[:8]}"
+        body = {"responses": list(responses), **more}
+        async with self.http.put(f"{self.model_url}/scripts/{name}", json=body) as answer:
+            assert answer.status == 200, await answer.text()
+        return name
+
+    async def requests(self, model: str) -> list[Json]:
+        """What a model was asked."""
+        async with self.http.get(f"{self.model_url}/requests", params={"model": model}) as answer:
+            found: list[Json] = (await answer.json())["requests"]
+            return found
+
+    # ── Its runs ──
+
+    async def start(
+        self,
+        *responses: Json,
+        tools: list[str] | None = None,
+        max_turns: int = 20,
+        timeout_seconds: float = 60.0,
+        said: list[Message] | None = None,
+        base_url: str | None = None,
+        api_key: SecretKey | None = None,
+        model: str | None = None,
+        **script: Any,
+    ) -> Run:
+        """Start a run as the controller does, with a model that answers so."""
+        model = model or await self.script(*responses, **script)
+        queue = contract.pool_queue(self.installation, "shop", "default")
+        agent = AgentSnapshot(
+            name="support",
+            uid="agent-uid",
+            generation=2,
+            queue=queue,
+            model="gpt",
+            instructions="Be brief.",
+            tools=[ToolBinding(name=name, function=name) for name in tools or []],
+        )
+        snapshot = Snapshot(
+            agents=[agent],
+            models=[
+                ModelSnapshot(
+                    name="gpt",
+                    uid="model-uid",
+                    generation=1,
+                    provider="OpenAI",
+                    model=model,
+                    base_url=base_url or f"{self.model_url}/v1",
+                    api_key=api_key,
+                )
+            ],
+        )
+        handle = await self.client.start_workflow(
+            contract.RUN_WORKFLOW,
+            RunInput(
+                agent=agent.name,
+                messages=said or [Message(role="user", parts=[TextPart(text="Where is order 42?")])],
+                max_turns=max_turns,
+                timeout_seconds=timeout_seconds,
+                snapshot=snapshot,
+            ),
+            id=contract.run_workflow_id(self.installation, "shop", "run", uuid4().hex),
+            task_queue=queue,
+            result_type=RunReport,
+        )
+        return Run(handle, model, self)
+
+
+@pytest.fixture
+async def world(temporal_address: str, model_url: str, tmp_path: Path) -> AsyncIterator[World]:
+    client = await Client.connect(temporal_address, data_converter=process.data_converter())
+    async with aiohttp.ClientSession() as http:
+        made = World(client, temporal_address, model_url, http, tmp_path)
+        made.reporter_open.set()
+        yield made

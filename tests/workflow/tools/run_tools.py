@@ -1,0 +1,80 @@
+"""Tools for the tests of this folder; loaded by the workers in the test process and by those in processes of their own.
+
+What they are to do stands in the arguments, which the scripted model writes. Files are how a test hears of a call, and how
+it lets one end, whichever process the tool runs in.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+
+from dalang import tool
+
+
+@tool
+def weather(city: str) -> str:
+    """Tell the weather.
+
+    Args:
+        city: The city to tell it of.
+    """
+    return f"sunny in {city}"
+
+
+@tool
+async def time_of(city: str) -> dict[str, str]:
+    """Tell the time of a city."""
+    await asyncio.sleep(0)
+    return {"city": city, "time": "12:00"}
+
+
+@tool
+def note(file: str, line: str) -> str:
+    """Write a line to a file, so that a test can count the calls."""
+    with Path(file).open("a") as notes:
+        notes.write(f"{line}\n")
+    return f"noted {line}"
+
+
+@tool
+async def wait_for(file: str, started: str, attempt_log: str | None = None) -> str:
+    """Make the file `started`, then wait until `file` exists."""
+    Path(started).touch()
+    if attempt_log:
+        with Path(attempt_log).open("a") as log:
+            log.write("called\n")
+    while not Path(file).exists():  # noqa: ASYNC110, ASYNC240  # the test makes it, from another process
+        await asyncio.sleep(0.02)
+    return "waited"
+
+
+@tool
+def fail(words: str) -> str:
+    """Raise."""
+    raise LookupError(words)
+
+
+@tool
+def leave() -> str:
+    """Call `sys.exit`, as code that was a script once does."""
+    raise SystemExit(3)
+
+
+@tool
+def say(size: int) -> str:
+    """Return a text of that size."""
+    return "x" * size
+
+
+@tool
+def rubbish(size: int) -> bytes:
+    """Return bytes that are no UTF-8."""
+    return b"\xff\xfe" * (size // 2)
+
+
+@tool
+async def hold_up(seconds: float, started: str) -> str:
+    """Block the event loop it runs on."""
+    Path(started).touch()  # noqa: ASYNC240
+    time.sleep(seconds)  # noqa: ASYNC251  # that is what this one is for
+    return "held up"
