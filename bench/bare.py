@@ -5,10 +5,12 @@ import os
 import signal
 from datetime import timedelta
 
-from openai import AsyncOpenAI
 from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.worker import Worker
+
+with workflow.unsafe.imports_passed_through():
+    from openai import AsyncOpenAI
 
 QUEUE = "bench-bare"
 

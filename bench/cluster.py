@@ -1,6 +1,7 @@
 """The API server as the bench uses it: objects by name, one watch that tells when runs finish, and its own counters."""
 
 import asyncio
+import os
 import re
 import time
 from collections.abc import AsyncIterator
@@ -103,8 +104,8 @@ class Cluster:
 
     async def api_writes(self) -> dict[str, float]:
         """Writes the API server has counted so far, by resource."""
-        metrics = await self._api.call_api("GET", "/metrics", _preload_content=False, header_params={})
-        text = (await metrics.read()).decode()
+        response = await self._api.call_api("GET", f"{self._api.configuration.host}/metrics", header_params={})
+        text = (await response.read()).decode()
         writes: dict[str, float] = {}
         for labels, value in re.findall(r"^apiserver_request_total\{(.*)\} (\S+)$", text, re.MULTILINE):
             found = dict(re.findall(r'(\w+)="([^"]*)"', labels))
@@ -140,7 +141,7 @@ class Cluster:
 @asynccontextmanager
 async def connect() -> AsyncIterator[Cluster]:
     """Use the cluster of $KUBECONFIG."""
-    await config.load_kube_config()
+    await config.load_kube_config(os.environ["KUBECONFIG"])
     async with client.ApiClient() as api:
         cluster = Cluster(api)
         yield cluster

@@ -90,7 +90,8 @@ def bare_worker() -> Iterator[psutil.Process]:
     """Serve the bare workflow in a process of its own."""
     with subprocess.Popen([sys.executable, "-m", "bench.bare"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        if process.stdout.readline() != b"ready\n":
+            raise RuntimeError("the bare worker did not start")
         try:
             yield psutil.Process(process.pid)
         finally:

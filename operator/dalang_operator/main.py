@@ -14,6 +14,7 @@ from dalang_api.process import configure_logging, connect, serve_http
 from kubernetes.aio.config import ConfigException
 from pydantic import ValidationError
 from pydantic_settings import CliApp
+from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 
 from dalang_operator import kopf_app
 from dalang_operator.kinds.agent.reconcile import AgentReconciler
@@ -63,6 +64,9 @@ def main(argv: list[str]) -> int:
             sys.stderr.write(f"dalang operator: {flag}: {problem['msg']}\n")
         return 2
     configure_logging(settings)
+    # The SDK's core writes a line for every retry of every poll, past our log format; the probe tells of an outage.
+    core = LoggingConfig(TelemetryFilter(core_level="ERROR", other_level="ERROR"))
+    Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=core)))
     asyncio.run(_run_to_the_end(settings))
     return 0  # not reached
 

@@ -255,9 +255,9 @@ def test_logs_of_a_pod(dev: Dev, web: str) -> None:
 def test_a_container_that_crashes_is_restarted_with_a_delay(dev: Dev) -> None:
     dev.apply(deployment("crash", command=["python3", "-c", "raise SystemExit('no such thing')"]))
 
-    def crashed_twice() -> Object | None:
+    def crashed_twice() -> Object:
         statuses = [status for pod in dev.pods("crash") for status in pod["status"].get("containerStatuses", ())]
-        return next((status for status in statuses if status["restartCount"] >= 2), None)
+        return next((status for status in statuses if status["restartCount"] >= 2), {})
 
     status = eventually("two restarts", crashed_twice)
     assert status["lastState"]["terminated"]["exitCode"] == 1
@@ -265,11 +265,29 @@ def test_a_container_that_crashes_is_restarted_with_a_delay(dev: Dev) -> None:
     assert not status["ready"]
     eventually(
         "it waits",
-        lambda: (crashed_twice() or {}).get("state", {}).get("waiting", {}).get("reason") == "CrashLoopBackOff",
+        lambda: crashed_twice().get("state", {}).get("waiting", {}).get("reason") == "CrashLoopBackOff",
     )
     assert dev("status", check=False).returncode != 0
     dev.kubectl("delete", "deployment", "crash", "--wait")
     eventually("it is gone", lambda: not dev.pods("crash"))
+
+
+def test_a_container_that_fails_its_liveness_probe_is_restarted(dev: Dev) -> None:
+    body = deployment("sick")
+    (container,) = body["spec"]["template"]["spec"]["containers"]
+    probe = {"httpGet": {"path": "/missing", "port": 8080}, "periodSeconds": 1, "failureThreshold": 1}
+    container["livenessProbe"] = probe
+    dev.apply(body)
+
+    def restarts() -> int:
+        statuses = [status for pod in dev.pods("sick") for status in pod["status"].get("containerStatuses", ())]
+        return max((status["restartCount"] for status in statuses), default=0)
+
+    eventually("a restart", restarts)
+    (pod,) = dev.pods("sick")
+    assert "liveness probe failed" in dev.kubectl("logs", pod["metadata"]["name"])
+    dev.kubectl("delete", "deployment", "sick", "--wait")
+    eventually("it is gone", lambda: not dev.pods("sick"))
 
 
 def test_a_container_without_a_program_says_so(dev: Dev) -> None:
@@ -317,12 +335,16 @@ def test_a_second_up_goes_on_with_the_data(own_dev: Dev) -> None:
     before = own_dev.environment()
     own_dev.apply(deployment("web"))
     own_dev.rolled_out("web")
+    temporal = [str(Path(sys.executable).parent / "temporal"), "workflow"]
+    start = [*temporal, "start", "--type", "Any", "--task-queue", "none", "--workflow-id", "kept"]
+    subprocess.run(start, env=before, check=True, stdout=subprocess.DEVNULL)
     own_dev("down")
     assert own_dev.processes() == []
     assert own_dev("status", check=False).returncode == 3
     own_dev.up()
+    own_dev("status")
     assert own_dev.environment() == before
-    own_dev.rolled_out("web")
+    subprocess.run([*temporal, "describe", "--workflow-id", "kept"], env=before, check=True, stdout=subprocess.DEVNULL)
     (pod,) = own_dev.pods("web")
     assert pod["status"]["containerStatuses"][0]["restartCount"] == 1
 
@@ -358,6 +380,16 @@ def test_interrupting_up_stops_everything(own_dev: Dev) -> None:
     assert "Stopped." in output
     assert "Traceback" not in output
     assert own_dev.processes() == []
+
+
+def test_the_operator_is_a_part_that_is_started_again(own_dev: Dev) -> None:
+    own_dev("up", "--detach", "--operator-arg=--log-level=debug")
+    own_dev("status")
+    killed = own_dev.pid("operator")
+    assert "--log-level=debug" in psutil.Process(killed).cmdline()
+    os.kill(killed, signal.SIGKILL)
+    eventually("a new process", lambda: own_dev.pid("operator") not in {None, killed})
+    eventually("it is ready", lambda: own_dev("status", check=False).returncode == 0)
 
 
 def test_nothing_survives_a_killed_up_that_was_still_starting(own_dev: Dev) -> None:

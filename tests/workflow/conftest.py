@@ -5,6 +5,8 @@ Temporal worker here that notes what it is told.
 """
 
 import asyncio
+import os
+import socket
 import sys
 import threading
 import time
@@ -67,7 +69,7 @@ def model_url() -> Iterator[str]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="model-server", daemon=True)
     thread.start()
-    runner, port = asyncio.run_coroutine_threadsafe(serve_model(0), loop).result()
+    runner, port = asyncio.run_coroutine_threadsafe(_serve_model(0), loop).result()
     yield f"http://127.0.0.1:{port}"
     asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
     loop.call_soon_threadsafe(loop.stop)
@@ -75,7 +77,7 @@ def model_url() -> Iterator[str]:
     loop.close()
 
 
-async def serve_model(port: int) -> tuple[web.AppRunner, int]:
+async def _serve_model(port: int) -> tuple[web.AppRunner, int]:
     """Start a scripted model; it listens on the port that is returned."""
     runner = web.AppRunner(
         ModelServer().application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1
@@ -84,6 +86,20 @@ async def serve_model(port: int) -> tuple[web.AppRunner, int]:
     site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()
     return runner, runner.addresses[0][1]
+
+
+@pytest.fixture
+def serve_model() -> Callable[[int], Awaitable[tuple[web.AppRunner, int]]]:
+    """Another scripted model, on a port of one's choice."""
+    return _serve_model
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -117,7 +133,7 @@ class Run:
         return self.world.reported.setdefault(self.handle.id, [])
 
     async def end(self) -> Ended:
-        """Wait for the end; the workflow's result or failure must be the last report."""
+        """Wait for the end; the workflow's result or failure must be the last report, without its messages."""
         try:
             result = await self.handle.result()
         except WorkflowFailureError as error:
@@ -126,11 +142,11 @@ class Run:
                 return Ended(type(cause).__name__.removesuffix("Error"), self.reports[-1])
             converter = process.data_converter().payload_converter
             (told,) = converter.from_payloads(converter.to_payloads(cause.details), [RunReport])
-            assert told == self.reports[-1]
+            assert told == self.reports[-1].model_copy(update={"messages": []})
             assert (cause.type, cause.message) == (told.reason, told.message)
-            return Ended("Failed", told)
-        assert result == self.reports[-1]
-        return Ended("Succeeded", result)
+            return Ended("Failed", self.reports[-1])
+        assert result == self.reports[-1].model_copy(update={"messages": []})
+        return Ended("Succeeded", self.reports[-1])
 
     async def asked(self) -> list[Json]:
         """The requests that the model was sent."""
@@ -154,6 +170,26 @@ class Run:
             if event.HasField("activity_task_started_event_attributes")
         ]
         return [event.attempt for event in started if names[event.scheduled_event_id] == activity_type]
+
+
+@dataclass
+class WorkerProcess:
+    """A `dalang worker` of its own process."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    http: aiohttp.ClientSession
+    log: Path
+    ready_after_seconds: float = 0.0
+
+    async def says(self, wanted: tuple[int, str]) -> bool:
+        """Whether /readyz answers with this status and text."""
+        assert self.process.returncode is None, self.log.read_text()
+        try:
+            async with self.http.get(f"{self.url}/readyz") as answer:
+                return (answer.status, (await answer.text()).strip()) == wanted
+        except aiohttp.ClientError:
+            return False
 
 
 @dataclass
@@ -225,11 +261,44 @@ class World:
         async with self.worker(**more), self.reporter():
             yield
 
+    @asynccontextmanager
+    async def worker_process(
+        self, says: tuple[int, str] = (200, "ok"), **more: Any
+    ) -> AsyncIterator["WorkerProcess"]:
+        """A worker in a process of its own, as pods start it, once /readyz says so; it is killed in the end."""
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            address = f"127.0.0.1:{listening.getsockname()[1]}"
+        settings = {
+            "temporal_address": self.temporal_address,
+            "installation": self.installation,
+            "namespace": "shop",
+            "pool": "default",
+            "tools": "run_tools",
+            "tools_path": TOOLS_PATH,
+            "secrets_path": self.path / "secrets",
+            "http_address": address,
+            **more,
+        }
+        environment = {f"DALANG_{name.upper()}": str(value) for name, value in settings.items()}
+        command = [sys.executable, "-m", "dalang_cli.main", "worker"]
+        began = time.monotonic()
+        with (self.path / f"{address}.log").open("wb") as log:
+            process = await asyncio.create_subprocess_exec(*command, env=os.environ | environment, stderr=log)
+        try:
+            made = WorkerProcess(process, f"http://{address}", self.http, Path(log.name))
+            await self.eventually(lambda: made.says(says))
+            made.ready_after_seconds = time.monotonic() - began
+            yield made
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
     # ── Its models ──
 
-    async def script(self, *responses: Json, **more: Any) -> str:
-        """Give a model of its own what it answers; return its name."""
-        name = f"model-{uuid4().hex[:8]}"
+    async def script(self, *responses: Json, name: str | None = None, **more: Any) -> str:
+        """Say what a model answers, one of its own or that of this name; return the name."""
+        name = name or f"model-{uuid4().hex[:8]}"
         body = {"responses": list(responses), **more}
         async with self.http.put(f"{self.model_url}/scripts/{name}", json=body) as answer:
             assert answer.status == 200, await answer.text()

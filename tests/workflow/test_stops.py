@@ -98,7 +98,7 @@ async def test_a_run_that_is_cancelled_while_no_worker_is_there_is_reported_by_t
 
 
 async def test_a_run_that_timed_out_while_no_worker_was_there_is_reported_by_the_next(world: "World") -> None:
-    async with world.serving():
+    async with world.serving(drain_seconds=0):
         run = await world.start({"text": "too late"}, latencySeconds=LONG_SECONDS, timeout_seconds=1)
         await first_request(run)
     await world.eventually(lambda: has_fired(run))

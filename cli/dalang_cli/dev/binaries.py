@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dalang_cli.dev.errors import DevError
+from dalang_cli.dev.processes import die_with_parent
 
 KUBERNETES_VERSION = "v1.36.3"
 ETCD_VERSION = "v3.6.8"
@@ -257,6 +258,7 @@ def _run_build(command: list[str], tick: Callable[[float], None]) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=die_with_parent,
     ) as process:
         try:
             while True:

@@ -45,8 +45,9 @@ async def apply_namespace(api: Api, name: str) -> None:
 
 
 async def ensure_openai_secret(api: Api) -> None:
-    """Create or refresh Secret `openai` in `default`: the real key where there is one, else a word for the scripted model."""
-    key = os.environ.get("OPENAI_API_KEY") or "scripted"
+    """Put `$OPENAI_API_KEY` into Secret `openai` in `default`; without it, see that there is one for the scripted model."""
+    real_key = os.environ.get("OPENAI_API_KEY")
+    key = real_key or "scripted"
     body: Object = {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -54,7 +55,14 @@ async def ensure_openai_secret(api: Api) -> None:
         "data": {"api-key": base64.b64encode(key.encode()).decode()},
     }
     await apply_namespace(api, "default")
-    await api.apply("/api/v1/namespaces/default/secrets/openai", body)
+    if real_key:
+        await api.apply("/api/v1/namespaces/default/secrets/openai", body)
+        return
+    try:
+        await api.create("/api/v1/namespaces/default/secrets", body)
+    except ApiError as error:
+        if not error.is_conflict:  # there already, perhaps with a key of the user's
+            raise
 
 
 def operator_rbac() -> list[Object]:
@@ -64,10 +72,8 @@ def operator_rbac() -> list[Object]:
 
 def custom_resource_definitions() -> list[Object]:
     """Return Dalang's CRDs."""
-    try:
-        from dalang_api import crdgen
-    except ImportError:
-        return []
+    from dalang_api import crdgen  # here, for the models are only needed once per `up`
+
     return list(crdgen.custom_resource_definitions())
 
 

@@ -33,6 +33,7 @@ POOL_ENTRYPOINT = ("dalang",)
 DOWN_GRACE_SECONDS = 10.0
 """`dalang dev down` gives no pod longer than this to end."""
 RETRY_SECONDS = 1.0
+NO_INIT_CONTAINERS = "dalang dev runs no init containers; put what they do into the container's command"
 NO_PROGRAM = "dalang dev runs commands found on this machine, not images"
 
 INHERITED_VARIABLES = frozenset(
@@ -105,6 +106,10 @@ class ContainerRunner:
             await asyncio.sleep(delay)
             self._set(restarts=self.state.restarts + 1)
 
+    def refuse(self, why: Waiting) -> None:
+        """Say why the container is not going to run."""
+        self._set(state=why)
+
     async def stop(self, grace_seconds: float) -> None:
         """End the process; `run` must have been cancelled, else it starts the next."""
         if self.process is not None:
@@ -156,7 +161,7 @@ class ContainerRunner:
                 continue
             image = image_environment()
             mounts = pod_spec.local_mounts(self._spec, pod.volume_directories)
-            mounts = pod_spec.link_parents(mounts, pod.directory / "root" / self.state.name)
+            mounts = link_parents(mounts, pod.directory / "root" / self.state.name)
             rewritten = {name: pod_spec.rewrite(value, mounts) for name, value in own.items()}
             environment = {**image, "HOSTNAME": pod.facts.name, **pod.node.extra_environment, **rewritten}
             command = pod_spec.command_line(self._spec, pod.entrypoint, own, mounts)
@@ -335,6 +340,10 @@ class PodRunner:
         await self._bind()
         if (self.pod.get("status") or {}).get("phase") in {"Succeeded", "Failed"}:
             return
+        if self.pod["spec"].get("initContainers"):
+            for container in self._containers:
+                container.refuse(Waiting("InitContainersNotSupported", NO_INIT_CONTAINERS))
+            return
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         async with asyncio.TaskGroup() as group:
             for container in self._containers:
@@ -404,6 +413,25 @@ class PodRunner:
                 if error.is_missing or error.is_conflict:
                     return
                 await asyncio.sleep(RETRY_SECONDS)
+
+
+def link_parents(mounts: Mapping[str, Path], root: Path) -> dict[str, Path]:
+    """Add the folders that mounts stand in, such as /var/run/dalang/secrets of /var/run/dalang/secrets/openai.
+
+    Each is a folder below `root` with a link to every mount. Folders of the system (/etc, /var/run) are never replaced, so
+    only those three levels deep count.
+    """
+    parents: dict[str, Path] = {}
+    for mounted, local in mounts.items():
+        parent, _, name = mounted.rpartition("/")
+        if parent.count("/") < 3 or parent in mounts:
+            continue
+        folder = parents[parent] = root / parent.lstrip("/")
+        folder.mkdir(parents=True, exist_ok=True)
+        link = folder / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(local)
+    return {**parents, **mounts}
 
 
 def synchronize(directory: Path, files: Mapping[str, bytes], *, owns_all: bool) -> None:

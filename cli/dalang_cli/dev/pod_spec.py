@@ -212,25 +212,6 @@ def local_mounts(container: Object, volumes: Mapping[str, Path]) -> dict[str, Pa
     return mounts
 
 
-def link_parents(mounts: Mapping[str, Path], root: Path) -> dict[str, Path]:
-    """Add the folders that mounts stand in, such as /var/run/dalang/secrets of /var/run/dalang/secrets/openai.
-
-    Each is a folder below `root` with a link to every mount. Folders of the system (/etc, /var/run) are never replaced, so
-    only those three levels deep count.
-    """
-    parents: dict[str, Path] = {}
-    for mounted, local in mounts.items():
-        parent, _, name = mounted.rpartition("/")
-        if parent.count("/") < 3 or parent in mounts:
-            continue
-        folder = parents[parent] = root / parent.lstrip("/")
-        folder.mkdir(parents=True, exist_ok=True)
-        link = folder / name
-        link.unlink(missing_ok=True)
-        link.symlink_to(local)
-    return {**parents, **mounts}
-
-
 def rewrite(text: str, mounts: Mapping[str, Path]) -> str:
     """Replace mounted paths by local ones.
 

@@ -30,7 +30,7 @@ PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Run in the child before exec; so it must not import, allocate much or take locks."""
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -140,7 +140,7 @@ class Processes:
             cwd=directory,
             env={**environment, MARKER_VARIABLE: self.marker},
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         process = Process(popen)
         self._running.add(process)

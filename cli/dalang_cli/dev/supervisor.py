@@ -28,10 +28,19 @@ from dalang_cli.dev.options import Options
 from dalang_cli.dev.parts import Part
 from dalang_cli.dev.ports import choose_ports
 from dalang_cli.dev.processes import Process, Processes
-from dalang_cli.dev.state import PartStatus, Phase, Snapshot, StateDirectory, write_atomically, write_snapshot
+from dalang_cli.dev.state import (
+    PartStatus,
+    Phase,
+    Snapshot,
+    StateDirectory,
+    dev_command,
+    write_atomically,
+    write_snapshot,
+)
 
 START_SECONDS = 180.0
 """How long a part may take to become ready for the first time: a loaded two-core machine needs 30."""
+PODS_SECONDS = 15.0
 START_ATTEMPTS = 3
 """How often a part may die before its first readiness until `up` gives up."""
 LOG_BYTES = 10_000_000
@@ -46,6 +55,7 @@ class PartRunner:
     ) -> None:
         self.status = PartStatus(part.name)
         self._part = part
+        self._directory = directory
         self._log = directory.log_file(part.name)
         self._processes = processes
         self._changed = changed
@@ -90,19 +100,16 @@ class PartRunner:
             except OSError as error:
                 exit_code = 127
                 self._set(message=f"cannot be started: {error.strerror}")
+            self._process = None
+            attempts = self.status.restarts + 1
+            gives_up = not self._first_ready.done() and attempts >= START_ATTEMPTS
             backoff.ran_for(time.monotonic() - started)
             delay = backoff.next_delay()
-            self._process = None
-            self._set(
-                pid=None,
-                ready=False,
-                state="BackOff",
-                message=f"ended with exit code {exit_code}, starts again in {delay:g} s",
-                restarts=self.status.restarts + 1,
-                started_at=None,
-            )
-            if not self._first_ready.done() and self.status.restarts >= START_ATTEMPTS:
-                self._first_ready.set_exception(DevError(self._failure(f"ended with exit code {exit_code}")))
+            ended = f"ended with exit code {exit_code}"
+            message = ended if gives_up else f"{ended}, starts again in {delay:g} s"
+            self._set(pid=None, ready=False, state="BackOff", message=message, restarts=attempts, started_at=None)
+            if gives_up:
+                self._first_ready.set_exception(DevError(self._failure(ended)))
                 return
             await asyncio.sleep(delay)
 
@@ -145,7 +152,8 @@ class PartRunner:
     def _failure(self, what: str) -> str:
         lines = self._log.read_text(errors="replace").splitlines()[-5:] if self._log.exists() else []
         shown = "".join(f"\n  {line[:300]}" for line in lines)
-        return f"{self._part.name} {what}. The end of its log:{shown}\nMore of it: dalang dev logs {self._part.name}"
+        more = dev_command(f"logs {self._part.name}", self._directory)
+        return f"{self._part.name} {what}. The end of its log:{shown}\nMore of it: {more}"
 
     def _set(self, **changes: Any) -> None:
         self.status = replace(self.status, **changes)
@@ -251,6 +259,15 @@ class Supervisor:
         await _all_or_first_error(start_kubernetes(), temporal.start(http), model.start(http))
         if operator is not None:
             await operator.start(http)
+        await self._wait_for_pods()
+
+    async def _wait_for_pods(self) -> None:
+        """Give the pods that an earlier `up` left in the API a moment to be ready again; one that crashes must not hold us up."""
+        assert self._kubelet is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PODS_SECONDS):
+                while not all(pod.ready for pod in self._kubelet.statuses()):  # noqa: ASYNC110 - many things change it
+                    await asyncio.sleep(0.05)
 
     async def _set_up_cluster(self, pki: Certificates) -> None:
         api = Api(self._server, tls_context(pki.authority, pki.admin))

@@ -62,20 +62,21 @@ def open_session(configuration: Configuration) -> aiohttp.ClientSession:
 class KubeClient:
     """Requests to one API server. Belongs to the event loop it was opened in."""
 
-    def __init__(self, configuration: Configuration, kubeconfig: Path | None) -> None:
+    def __init__(self, configuration: Configuration, kubeconfig: Path | None, timeout: float) -> None:
         self._configuration = configuration
         self._kubeconfig = kubeconfig
+        self._timeout = timeout
         self._server = configuration.host.rstrip("/")
         self._session = open_session(configuration)
 
     @classmethod
-    async def open(cls, kubeconfig: Path | None) -> "KubeClient":
-        """Return a client; the server need not be there yet.
+    async def open(cls, kubeconfig: Path | None, timeout: float = REQUEST_TIMEOUT_SECONDS) -> "KubeClient":
+        """Return a client whose requests end within `timeout` seconds; the server need not be there yet.
 
         Raises:
             ConfigException: There is no usable configuration.
         """
-        return cls(await load_configuration(kubeconfig), kubeconfig)
+        return cls(await load_configuration(kubeconfig), kubeconfig, timeout)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -193,7 +194,7 @@ class KubeClient:
         status = "<error>"
         try:
             async with (
-                asyncio.timeout(REQUEST_TIMEOUT_SECONDS),
+                asyncio.timeout(self._timeout),
                 self._session.request(
                     method, self._server + path, data=None if body is None else to_json(body), headers=headers
                 ) as response,
@@ -205,8 +206,7 @@ class KubeClient:
                     return answer
                 raise _error(response, data)
         except TimeoutError as error:
-            seconds = int(REQUEST_TIMEOUT_SECONDS)
-            raise Unavailable(f"the API server did not answer {method} {path} in {seconds} s") from error
+            raise Unavailable(f"the API server did not answer {method} {path} in {self._timeout:.0f} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Unavailable(f"the API server cannot be reached: {error}") from error
         finally:

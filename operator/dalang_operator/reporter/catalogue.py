@@ -11,13 +11,13 @@ from dalang_api.contract import CATALOGUE_ACTIVITY, PUBLISH_TOOLS_WORKFLOW, Cata
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
 from temporalio import activity, workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from dalang_operator.kube.client import KubeClient
 from dalang_operator.kube.errors import ApiError, NotFound
 from dalang_operator.kube.resources import AGENT_POOLS, Json
 from dalang_operator.kube.status import condition, with_conditions, write_status
-from dalang_operator.reporter.report import reporting_workflow
+from dalang_operator.reporter.report import reporting_workflow, retryable
 
 BUILD_PATIENCE = timedelta(minutes=2)
 """How long a catalogue waits for the pool to name its build, before it counts as a build of the past."""
@@ -86,6 +86,10 @@ class CataloguePublisher:
         except NotFound:
             pass
         except ApiError as error:
-            raise ApplicationError(str(error), type=type(error).__name__) from error
+            raise retryable(error) from error
         if datetime.now(UTC) - activity.info().scheduled_time < BUILD_PATIENCE:
-            raise ApplicationError(f"AgentPool {target.name} is not of build {target.suffix} yet", type="OtherBuild")
+            raise ApplicationError(
+                f"AgentPool {target.name} is not of build {target.suffix} yet",
+                type="OtherBuild",
+                category=ApplicationErrorCategory.BENIGN,
+            )

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from dalang_api.contract import REPORT_ACTIVITY, RUN_WORKFLOW, RunReport, WorkflowTarget, parse_workflow_id
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from dalang_operator.kinds.agentrun.status import report_seq, run_status
 from dalang_operator.kube.client import KubeClient
@@ -49,6 +49,11 @@ def reporting_workflow(installation: str, namespaces: frozenset[str], workflow_t
     return target if not namespaces or target.namespace in namespaces else None
 
 
+def retryable(error: ApiError) -> ApplicationError:
+    """Return the error an activity fails with, to be tried again. Benign: the SDK logs no stack trace for it."""
+    return ApplicationError(str(error), type=type(error).__name__, category=ApplicationErrorCategory.BENIGN)
+
+
 @dataclass(frozen=True)
 class RunReporter:
     """Writes reports into AgentRuns."""
@@ -77,7 +82,7 @@ class RunReporter:
             REPORTS.labels(await self._write(report, target)).inc()
         except ApiError as error:
             REPORTS.labels("error").inc()
-            raise ApplicationError(str(error), type=type(error).__name__) from error
+            raise retryable(error) from error
 
     async def _write(self, report: RunReport, target: WorkflowTarget) -> str:
         key = ObjectKey(target.namespace, target.name)

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 RESTART_SECONDS = 2.0
 CONCURRENT_REPORTS = 100
+API_TIMEOUT_SECONDS = 4.0
+"""A report's attempt ends after 10 s, and may have to read and write: the server's silence should be our error by then."""
 GRACE = timedelta(seconds=5)
 """How long reports in flight may take when the operator stops; what is cut off is tried again elsewhere."""
 
@@ -64,7 +66,7 @@ class ReporterThread:
         self._loop.run_until_complete(self._run())
 
     async def _run(self) -> None:
-        kube = await KubeClient.open(self._settings.kubeconfig)
+        kube = await KubeClient.open(self._settings.kubeconfig, API_TIMEOUT_SECONDS)
         while not self._stop.is_set():
             try:
                 await self._serve(kube)

@@ -27,7 +27,7 @@ DURATION = timedelta(seconds=8)
 """How long a lease is good without renewal: the longest nobody acts after a machine is lost."""
 RENEW_EVERY = timedelta(seconds=2)
 RENEW_DEADLINE = timedelta(seconds=6)
-"""We stop acting before others may begin."""
+"""When we stop acting without a renewal, before others may begin."""
 
 
 class LeasePort(Protocol):
@@ -51,8 +51,9 @@ def process_identity() -> str:
 
 def is_dead(identity: str) -> bool:
     """Return whether the holder was a process of this very host and PID namespace and is no more."""
-    *place, pid, start = identity.rsplit("_", 2)
-    if place != ["_".join(_place())] or not pid.isdigit():
+    rest, _, start = identity.rpartition("_")
+    place, _, pid = rest.rpartition("_")
+    if place != "_".join(_place()) or not pid.isdigit():
         return False
     return _start_time(int(pid)) != start
 
@@ -107,14 +108,15 @@ class Lease:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                await self._turn(loop)
+                async with asyncio.timeout((RENEW_DEADLINE - RENEW_EVERY).total_seconds()):
+                    await self._turn(loop)
             except (Conflict, AlreadyExists):
                 continue  # somebody wrote it just now; look who
             except Forbidden as error:
                 logger.warning("lease %s/%s: %s", self._namespace, self._name, error)
-            except ApiError as error:
+            except (ApiError, TimeoutError) as error:
                 logger.debug("lease %s: %s", self._name, error)
-            if self.is_held and loop.time() - self._renewed_at > RENEW_DEADLINE.total_seconds():
+            if self.is_held and loop.time() - self._renewed_at >= RENEW_DEADLINE.total_seconds():
                 logger.warning("lease %s could not be renewed; the controller pauses", self._name)
                 self._held.clear()
                 self._gauge.set(0)

@@ -8,7 +8,6 @@ import asyncio
 import concurrent.futures
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -217,6 +216,9 @@ class System:
 
     # ── Its parts ──
 
+    wait_for = staticmethod(wait_for)
+    """A test cannot import from a conftest."""
+
     def parts(self) -> dict[str, Object]:
         """Return the parts by name, each with pid, ready and restarts."""
         snapshot = current_snapshot(StateDirectory(self.directory))
@@ -252,6 +254,13 @@ class System:
         """Return status and body of a URL."""
         answer = self.http.request("GET", url)
         return answer.status, answer.data.decode()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return one of the operator's metrics; 0 where it has not been counted yet."""
+        _, text = self.get(f"http://{self.address('operator')}/metrics")
+        lines = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        return sum(float(line.rpartition(" ")[2]) for line in lines if all(label in line for label in wanted))
 
     # ── Kubernetes ──
 
@@ -368,7 +377,7 @@ class Run:
 
     @property
     def asked(self) -> list[Object]:
-        """What its model was asked."""
+        """What its model was asked; of a run with a model of its own."""
         return self.shop.system.model.requests(self.shop.model_name(self.name))
 
     def is_asked(self, turn: int) -> bool:
@@ -476,7 +485,8 @@ class Shop:
 
     def replicas(self, pool: str = "default") -> int:
         """Return how many workers a pool's Deployment asks for."""
-        return int(self.deployment(pool)["spec"]["replicas"])
+        replicas: int = self.deployment(pool)["spec"]["replicas"]
+        return replicas
 
     def scale(self, replicas: int, pool: str = "default") -> None:
         """Scale a pool's Deployment as a person might."""
@@ -511,7 +521,9 @@ class Shop:
     def model(self, name: str, *responses: Object, spec: Object | None = None, **script: Any) -> None:
         """Create an AgentModel and say what it answers."""
         self.script(name, *responses, **script)
-        self.create("AgentModel", name, {"provider": "OpenAI", "name": self.model_name(name), **(spec or {})})
+        endpoint = {"baseURL": f"{self.system.model.url}/v1"}
+        known = {"provider": "OpenAI", "name": self.model_name(name), "openAI": endpoint}
+        self.create("AgentModel", name, {**known, **(spec or {})})
 
     def script(self, name: str, *responses: Object, **script: Any) -> None:
         """Say what an AgentModel answers, from now on."""
@@ -611,12 +623,9 @@ def shop(system: System, tmp_path: Path) -> Iterator[Shop]:
     opened.close()
 
 
-@pytest.fixture(scope="module")
-def mall(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """A namespace that the tests of a file share, each under names of its own: one worker serves them all."""
-    folder = tmp_path_factory.mktemp("mall")
-    opened = system.open_shop(folder)
+@pytest.fixture(scope="session")
+def mall(system: System, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """A namespace that all tests share who disturb nobody, each under names of its own: one worker serves them."""
+    opened = system.open_shop(tmp_path_factory.mktemp("mall"))
     opened.pool()
-    yield opened
-    opened.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    return opened

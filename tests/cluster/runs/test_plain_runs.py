@@ -1,19 +1,21 @@
 """A run that meets nothing unusual: what the user sees, and what it costs the API server and Temporal."""
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from tests.cluster.runs.conftest import System
+    from tests.cluster.runs.conftest import Shop, System
 
 pytestmark = pytest.mark.timeout(180)
 
-QUICKSTART = "examples/quickstart"
+WRITES = ("POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION")
 
 
 def test_the_quickstart_answers_with_what_its_tool_said(system: "System", request: pytest.FixtureRequest) -> None:
-    folder = str(request.config.rootpath / QUICKSTART)
+    folder = str(request.config.rootpath / "examples" / "quickstart")
     system.kubectl("apply", "-f", folder)
     try:
         system.kubectl("wait", "agentrun/hello", "--for=jsonpath={.status.finishedAt}", "--timeout=60s")
@@ -21,7 +23,89 @@ def test_the_quickstart_answers_with_what_its_tool_said(system: "System", reques
         assert columns[0] == ["NAME", "AGENT", "PHASE", "REASON", "TURNS", "TOKENS", "AGE"]
         assert columns[1][:5] == ["hello", "forecaster", "Succeeded", "Answered", "2"]
         assert "31 °C" in system.kubectl("get", "agentrun", "hello", "-o", "jsonpath={.status.output}")
-        system.kubectl("wait", "agentrun/hello", "--for=condition=Succeeded", "--timeout=1s")
-        system.kubectl("wait", "agent/forecaster", "agentpool/default", "--for=condition=Ready", "--timeout=20s")
+        ready = ["agent/forecaster", "agentmodel/gpt", "agentpool/default"]
+        system.kubectl("wait", *ready, "--for=condition=Ready", "--timeout=30s")
     finally:
         system.kubectl("delete", "-f", folder)
+
+
+def test_the_status_tells_what_happened(shop: "Shop") -> None:
+    call = {"toolCalls": [{"name": "stamp", "arguments": {"key": "letter"}}]}
+    shop.pool()
+    run = shop.task("clerk", call, {"text": "Tool said: {{last_tool}}"}, tools=("stamp",))
+    status = run.answered()
+    agent = shop.get("Agent", "clerk")["metadata"]
+    assert status["output"] == "Tool said: stamped letter"
+    assert status["agent"] == "clerk"
+    assert status["agents"] == [{"name": "clerk", "uid": agent["uid"], "generation": agent["generation"]}]
+    assert [(message["role"], message.get("sender"), message["content"]) for message in status["messages"]] == [
+        ("User", None, "Do it."),
+        ("Assistant", "clerk", '→ stamp({"key": "letter"})'),
+        ("Tool", "stamp", "stamped letter"),
+        ("Assistant", "clerk", "Tool said: stamped letter"),
+    ]
+    assert status["turns"] == 2
+    assert status["usage"]["totalTokens"] == status["usage"]["inputTokens"] + status["usage"]["outputTokens"]
+    assert status["workflow"]["id"] == run.workflow_id
+    assert status["startedAt"] <= status["finishedAt"]
+    assert run.succeeded["reason"] == "Answered"
+
+
+def test_a_run_costs_two_writes_and_one_workflow_and_then_nothing(neighbour: "System", tmp_path: Path) -> None:
+    def status_writes() -> int:
+        return neighbour.api_requests(verbs=WRITES, resource="agentruns", subresource="status")
+
+    def resyncs() -> int:
+        return neighbour.api_requests(verbs=("LIST",), resource="agentmodels")
+
+    shop = neighbour.open_shop(tmp_path)
+    try:
+        shop.pool()
+        call = {"toolCalls": [{"name": "stamp", "arguments": {"key": "letter"}}]}
+        runs = [shop.task("clerk", call, {"text": "Done."}, tools=("stamp",))]
+        runs[0].answered()
+        shop.waits("Agent", "clerk", "Resolved")
+        shop.waits("AgentPool", "default", "Available")
+        before = status_writes()
+        runs += [shop.run(f"letter-{number}", agent="clerk") for number in range(20)]
+        for run in runs:
+            run.answered()
+        assert status_writes() - before == 2 * 20
+        assert neighbour.temporal.of(f"{neighbour.installation}.{shop.namespace}.") == {
+            run.workflow_id: "COMPLETED" for run in runs
+        }
+        before, seen = neighbour.api_requests(verbs=WRITES), resyncs()
+        neighbour.wait_for("two resyncs", lambda: resyncs() >= seen + 2)
+        assert neighbour.api_requests(verbs=WRITES) == before
+    finally:
+        shop.close()
+
+
+def test_an_agent_and_its_run_may_be_applied_in_any_order(shop: "Shop") -> None:
+    """`default` makes itself, and the run waits for its agent, its model and its pool."""
+    run = shop.run("early")
+    assert "Agent early" in run.waits("AgentNotFound")
+    shop.agent("early")
+    assert "AgentModel early" in run.waits("ModelNotFound")
+    assert "AgentModel early" in shop.waits("Agent", "early", "ModelNotFound")
+    shop.model("early", {"text": "Here."})
+    assert run.answered()["output"] == "Here."
+    assert shop.get("AgentPool", "default").get("spec", {}) == {}
+    assert shop.waits("Agent", "early", "Resolved")
+
+
+def test_a_run_of_a_pool_that_is_missing_waits_for_it(shop: "Shop") -> None:
+    shop.model("early", {"text": "Here."})
+    shop.agent("early", pool="printers")
+    run = shop.run("early")
+    assert "AgentPool printers" in run.waits("PoolNotFound")
+    assert "AgentPool printers" in shop.waits("Agent", "early", "PoolNotFound")
+    shop.pool("printers")
+    assert run.answered()["output"] == "Here."
+
+
+def test_kubectl_describes_what_a_run_waits_for(shop: "Shop") -> None:
+    run = shop.run("early")
+    run.waits("AgentNotFound")
+    assert json.loads(shop.kubectl("get", "agentrun", "early", "-o", "json"))["status"]["phase"] == "Pending"
+    assert "There is no Agent early" in shop.kubectl("describe", "agentrun", "early")

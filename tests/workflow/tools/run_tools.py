@@ -78,3 +78,15 @@ async def hold_up(seconds: float, started: str) -> str:
     Path(started).touch()  # noqa: ASYNC240
     time.sleep(seconds)  # noqa: ASYNC251  # that is what this one is for
     return "held up"
+
+
+@tool
+def quotes(size: int) -> str:
+    """Return a text that takes twice its size in JSON."""
+    return '"' * size
+
+
+@tool
+def controls(size: int) -> bytes:
+    """Return what is UTF-8 and no text."""
+    return b"\x00" * size

@@ -1,7 +1,9 @@
 """How an activity fails: to be tried again, or for good. BENIGN keeps stack traces of foreseen failures out of the log."""
 
+import asyncio
 from datetime import timedelta
 
+from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 
@@ -18,3 +20,15 @@ def retryable(reason: str, message: str, after_seconds: float | None = None) -> 
 def final(reason: str, message: str) -> ApplicationError:
     """Return a failure that ends the run."""
     return ApplicationError(message, type=reason, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
+
+
+def interrupted(error: asyncio.CancelledError) -> BaseException:
+    """Return what an activity raises that was cancelled: only a cancel by its workflow is one to Temporal.
+
+    A stopping worker's activities are to be tried by another. Where the workflow has ended or the attempt has timed out,
+    nobody hears of it; without BENIGN it would be a stack trace in the log of every run that is stopped.
+    """
+    details = activity.cancellation_details()
+    if details is not None and details.cancel_requested:
+        return error
+    return retryable("Interrupted", "the worker was stopped" if activity.is_worker_shutdown() else "no longer wanted")

@@ -28,7 +28,7 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError, TemporalError
 
 from dalang_worker import providers
-from dalang_worker.activities.failures import final, retryable
+from dalang_worker.activities.failures import final, interrupted, retryable
 from dalang_worker.activities.heartbeat import beating
 from dalang_worker.providers import ModelAnswer, ModelCallError, ModelRequest, Provider, ToolSpec, Verdict
 from dalang_worker.secrets import SecretNotFoundError, read_key
@@ -67,10 +67,8 @@ class ModelActivity:
             except ApplicationError as error:
                 await self._tell(error)
                 raise
-            except asyncio.CancelledError:
-                if activity.is_worker_shutdown():
-                    raise retryable("WorkerStopped", "the worker was stopped") from None
-                raise
+            except asyncio.CancelledError as error:
+                raise interrupted(error) from None
             except Exception as error:  # a bug here; without this the run would say Running until its timeout
                 log.exception("%s: model call failed", activity.info().workflow_id)
                 told = retryable(Reason.MODEL_RETRYING, f"{type(error).__name__} in the worker; see its log")

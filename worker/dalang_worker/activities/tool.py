@@ -11,7 +11,7 @@ from dalang_api.v1alpha1.conditions import Reason
 from pydantic_core import to_json
 from temporalio import activity
 
-from dalang_worker.activities.failures import retryable
+from dalang_worker.activities.failures import interrupted, retryable
 from dalang_worker.activities.heartbeat import beating
 from dalang_worker.text import cut
 from dalang_worker.tools.runner import ToolRaisedError, ToolRunner
@@ -38,10 +38,8 @@ class ToolActivity:
         async with beating():
             try:
                 return ToolOutcome(output=render(await self._runner.run(function, arguments)))
-            except asyncio.CancelledError:
-                if activity.is_worker_shutdown():
-                    raise retryable("WorkerStopped", "the worker was stopped") from None
-                raise
+            except asyncio.CancelledError as error:
+                raise interrupted(error) from None
             except ToolRaisedError as error:
                 log.info("tool %s raised %s", call.tool, error)
                 return _failed(str(error))

@@ -1,7 +1,8 @@
 """Provider OpenAI: Chat Completions, of OpenAI itself or any compatible endpoint (DeepSeek, Ollama, vLLM).
 
-Through OpenAI's SDK, whose retries are off since Temporal's are on. Answers are read from the raw body: what compatible
-servers send is looser than the SDK's types, and building those costs more than the call.
+Through OpenAI's SDK, whose retries are off since Temporal's are on, but past its types. It walks through every message
+that is sent, in Python (26 ms of CPU a call at 80 messages, 2.5 without), and what compatible servers answer is looser. The
+tests check every request against those types.
 """
 
 import json
@@ -48,9 +49,12 @@ class OpenAIProvider:
     async def complete(self, request: ModelRequest) -> ModelAnswer:
         """Make one Chat Completions call."""
         client = self._client(request)
-        completions = client.chat.completions.with_raw_response
         try:
-            response = await completions.create(**make_request(request, str(client.base_url)))
+            response = await client.post(
+                "/chat/completions",
+                body=make_request(request, str(client.base_url)),
+                cast_to=openai.HttpxBinaryResponseContent,
+            )
         except openai.APIStatusError as error:
             code, words = read_error(error.response.content)
             failure = classify(error.status_code, error.response.headers, code, datetime.now(UTC))
@@ -60,7 +64,7 @@ class OpenAIProvider:
             words = f"{error.message} {error.__cause__ or ''}".strip()
             raise ModelCallError(failure, _message(request, f"{words} ({client.base_url})")) from None
         try:
-            return read_completion(response.http_response.content)
+            return read_completion(response.content)
         except ValueError as error:
             failure = CallFailure(Verdict.RETRY, Reason.MODEL_RETRYING)
             raise ModelCallError(failure, _message(request, str(error))) from None

@@ -2,7 +2,7 @@
 
 A tool that blocks the loop it runs on (`time.sleep` in an `async def`) would otherwise stop every heartbeat of the worker,
 and with them the neighbours' model calls (facts/review-temporal.md 18). Async tools share one loop, so that a client kept
-in a module works from call to call; only while that loop is held up do new calls go to a spare one.
+in a module works from call to call; only while that loop is held up do calls that have not begun go to a spare one.
 """
 
 import asyncio
@@ -43,9 +43,22 @@ class ToolRunner:
             ToolRaisedError: The tool raised something, whatever it was.
         """
         if tool.is_async:
-            return await asyncio.wrap_future(self._responsive_loop().submit(tool, arguments))
+            return await self._run_async(tool, arguments)
         context = contextvars.copy_context()
         return await asyncio.wrap_future(self._threads.submit(context.run, _call, tool, arguments))
+
+    async def _run_async(self, tool: ToolFunction, arguments: dict[str, Any]) -> Any:
+        """Run an async tool on the first loop that begins with it: one may be held up just when a call is handed to it."""
+        while True:
+            claim = threading.Lock()
+            running = asyncio.wrap_future(self._responsive_loop().submit(tool, arguments, claim))
+            try:
+                await asyncio.wait({running}, timeout=HELD_UP_AFTER_SECONDS)
+            except asyncio.CancelledError:
+                running.cancel()
+                raise
+            if running.done() or not claim.acquire(blocking=False):
+                return await running
 
     def close(self) -> None:
         """End the loops and threads, each as soon as the tool that it runs lets it."""
@@ -89,8 +102,11 @@ class _ToolLoop:
         self._told = False
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
-    def submit(self, tool: ToolFunction, arguments: dict[str, Any]) -> "concurrent.futures.Future[Any]":
-        return asyncio.run_coroutine_threadsafe(self._call(tool, arguments), self._loop)
+    def submit(
+        self, tool: ToolFunction, arguments: dict[str, Any], claim: threading.Lock
+    ) -> "concurrent.futures.Future[Any]":
+        """Have the tool called, unless somebody else takes the claim first."""
+        return asyncio.run_coroutine_threadsafe(self._call(tool, arguments, claim), self._loop)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -103,7 +119,9 @@ class _ToolLoop:
         self._told = held_up
         return held_up
 
-    async def _call(self, tool: ToolFunction, arguments: dict[str, Any]) -> Any:
+    async def _call(self, tool: ToolFunction, arguments: dict[str, Any], claim: threading.Lock) -> Any:
+        if not claim.acquire(blocking=False):
+            return None
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self.running[id(task)] = tool.name
         try:

@@ -64,6 +64,7 @@ class AgentRunWorkflow:
         self._seq = 0
         self._reported_at = self._started_at
         self._retrying: Retrying | None = None
+        self._has_recovered = False
         self._has_ended = False
         self._waiting_for = "the first turn"
 
@@ -136,6 +137,8 @@ class AgentRunWorkflow:
 
     async def tool(self, agent: AgentSnapshot, call: ToolCall) -> ToolOutcome:
         """Make a tool call as one activity, on the queue of the agent's pool."""
+        if self._has_recovered:
+            self._report_progress()
         self._waiting_for = f"tool {call.tool} (turn {call.turn})"
         outcome: ToolOutcome
         try:
@@ -162,16 +165,15 @@ class AgentRunWorkflow:
 
     def turn_done(self) -> None:
         """Report progress if the last report is old enough."""
-        if self._is_report_due():
+        if self._has_recovered or self._is_report_due():
             self._report_progress()
 
     # ── Reports ──
 
     def _recovered(self) -> None:
-        """After a model call that had been failing: the condition must not go on saying so."""
-        if self._retrying is not None:
-            self._retrying = None
-            self._report_progress()
+        """After a model call that had been failing: the condition must not go on saying so, should the run go on."""
+        self._has_recovered = self._retrying is not None
+        self._retrying = None
 
     def _is_report_due(self) -> bool:
         return workflow.now() - self._reported_at >= PROGRESS_INTERVAL
@@ -184,6 +186,7 @@ class AgentRunWorkflow:
         if self._has_ended:
             return
         self._reported_at = workflow.now()
+        self._has_recovered = False
         reason, message = Reason.RUNNING, f"Turn {self._state.turns}"
         if self._retrying is not None:
             reason, message = Reason.parse(self._retrying.reason) or reason, self._retrying.message
@@ -195,7 +198,10 @@ class AgentRunWorkflow:
         raise ApplicationError(failure.message, report, type=failure.reason, non_retryable=True)
 
     async def _report_end(self, phase: Phase, reason: Reason, message: str, output: str | None = None) -> RunReport:
-        """Send the last report and wait until it is written, whatever happens to the workflow meanwhile."""
+        """Send the last report and wait until it is written, whatever happens to the workflow meanwhile.
+
+        What is returned, the workflow's result, is without the messages: they stand in the history twice as it is.
+        """
         self._has_ended = True
         report = self._report(phase, reason, message, output=output, finished_at=workflow.now())
         handle = self._start_report(report, timedelta(hours=24))
@@ -206,7 +212,7 @@ class AgentRunWorkflow:
                 continue
             except ActivityError:
                 workflow.logger.exception("the last report could not be written; the sweep will")
-        return report
+        return report.model_copy(update={"messages": []})
 
     def _report(
         self,

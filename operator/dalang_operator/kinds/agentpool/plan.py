@@ -159,7 +159,9 @@ def _plan_deployment(observed: Observed, pool: Json, copy: Json | None, build: s
     if current is None:
         desired["spec"]["replicas"] = wanted_replicas(observed)
         return (*make_copy, CreateDeployment(desired))
-    if _hash(current) == _hash(desired) and covers(current, desired):
+    # Items of a list come without apiVersion and kind, so only the rest is compared.
+    same = all(covers(current[part], desired[part]) for part in ("metadata", "spec"))
+    if same and _hash(current) == _hash(desired):
         return ()
     desired["metadata"]["uid"] = uid_of(current)
     return (*make_copy, ApplyDeployment(desired))

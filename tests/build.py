@@ -1,0 +1,103 @@
+"""Builders of API objects for tests: one line per object, only what the test is about is said."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+Json = dict[str, Any]
+
+NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
+LONG_AGO = "2026-11-20T11:00:00Z"
+INSTALLATION = "inst"
+
+
+def at(delta: timedelta = timedelta()) -> str:
+    """A time relative to NOW, as the API writes it."""
+    return (NOW + delta).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def meta(name: str, **more: Any) -> Json:
+    return {
+        "name": name,
+        "namespace": "shop",
+        "uid": f"uid-{name}",
+        "generation": 1,
+        "resourceVersion": "10",
+        "creationTimestamp": LONG_AGO,
+        **more,
+    }
+
+
+def pending_conditions(*types: str) -> list[Json]:
+    """The schema's default."""
+    return [
+        {
+            "type": type_,
+            "status": "False" if type_ == "Ready" else "Unknown",
+            "reason": "Pending",
+            "message": "Waiting for the controller",
+            "lastTransitionTime": "1970-01-01T00:00:00Z",
+        }
+        for type_ in types
+    ]
+
+
+def condition(type_: str, status: str, reason: str, message: str = "", since: str = LONG_AGO) -> Json:
+    return {
+        "type": type_,
+        "status": status,
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": since,
+        "observedGeneration": 1,
+    }
+
+
+def run(name: str = "r1", *, metadata: Json | None = None, status: Json | None = None, **spec: Any) -> Json:
+    """A run as it was created."""
+    born = {"phase": "Pending", "observedGeneration": -1, "conditions": pending_conditions("Ready", "Succeeded")}
+    return {
+        "metadata": meta(name, **(metadata or {})),
+        "spec": {"agentRef": {"name": "helper"}, "input": "hello", **spec},
+        "status": born if status is None else status,
+    }
+
+
+def started_run(name: str = "r1", *, seq: int = 0, metadata: Json | None = None, **spec: Any) -> Json:
+    """A run whose workflow was started an hour ago."""
+    status = {
+        "phase": "Running",
+        "observedGeneration": 1,
+        "conditions": [condition("Ready", "False", "Running"), condition("Succeeded", "Unknown", "Running")],
+        "agent": "helper",
+        "startedAt": LONG_AGO,
+        "workflow": {
+            "id": f"{INSTALLATION}.shop.{name}.uid-{name}",
+            "runId": "run-1",
+            "taskQueue": f"{INSTALLATION}.shop.default",
+            "reportSeq": seq,
+        },
+    }
+    return run(name, metadata=metadata, status=status, **spec)
+
+
+def finished_run(name: str = "r1", *, ago: timedelta = timedelta(0), metadata: Json | None = None, **spec: Any) -> Json:
+    obj = started_run(name, seq=1, metadata=metadata, **spec)
+    obj["status"] |= {"phase": "Succeeded", "finishedAt": at(-ago)}
+    return obj
+
+
+def agent(name: str = "helper", *, model: str = "gpt", metadata: Json | None = None, **spec: Any) -> Json:
+    return {"metadata": meta(name, **(metadata or {})), "spec": {"modelRef": {"name": model}, **spec}}
+
+
+def model(name: str = "gpt", *, secret: str | None = None, **spec: Any) -> Json:
+    auth = {"auth": {"apiKey": {"secretKeyRef": {"name": secret, "key": "api-key"}}}} if secret else {}
+    return {"metadata": meta(name), "spec": {"provider": "OpenAI", "name": "gpt-5", **auth, **spec}}
+
+
+def pool(name: str = "default", *, metadata: Json | None = None, status: Json | None = None, **spec: Any) -> Json:
+    return {"metadata": meta(name, **(metadata or {})), "spec": spec, "status": status or {}}
+
+
+def config_map(name: str = "tools", **data: str) -> Json:
+    return {"metadata": meta(name), "data": {key.replace("__", "."): value for key, value in data.items()}}

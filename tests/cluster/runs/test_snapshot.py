@@ -1,0 +1,61 @@
+"""What a run uses is copied when it starts: edits and deletions concern later runs only."""
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cluster.runs.conftest import Run, Shop, System
+
+pytestmark = pytest.mark.timeout(90)
+
+
+def held(key: str) -> list[dict[str, Any]]:
+    return [{"toolCalls": [{"name": "hold", "arguments": {"key": key}}]}, {"text": "Done."}]
+
+
+def instructions(run: "Run") -> list[str]:
+    """Return the system message of each request."""
+    return [request["body"]["messages"][0]["content"] for request in run.asked]
+
+
+def test_a_run_goes_on_with_its_agent_as_it_was(mall: "Shop", system: "System") -> None:
+    mall.model("edited", *held("edited"))
+    mall.agent("edited", tools=("hold",), instructions="Be brief.")
+    run = mall.run("edited")
+    system.wait_for("it is under way", lambda: mall.is_called("edited"))
+    mall.patch("Agent", "edited", {"spec": {"instructions": "Be long.", "tools": []}})
+    mall.let_go("edited")
+    assert run.answered()["agents"][0]["generation"] == 1
+    assert instructions(run) == ["Be brief."] * 2
+    assert mall.get("Agent", "edited")["metadata"]["generation"] == 2
+
+    later = mall.run("edited-later", agent="edited")
+    assert later.answered()["agents"][0]["generation"] == 2
+    assert "tools" not in run.asked[-1]["body"]
+    assert instructions(run)[-1] == "Be long."
+
+
+def test_a_run_goes_on_when_its_agent_and_its_model_are_deleted(mall: "Shop", system: "System") -> None:
+    mall.model("deleted", *held("deleted"))
+    mall.agent("deleted", tools=("hold",))
+    run = mall.run("deleted")
+    uid = mall.get("Agent", "deleted")["metadata"]["uid"]
+    system.wait_for("it is under way", lambda: mall.is_called("deleted"))
+    mall.delete("Agent", "deleted")
+    mall.delete("AgentModel", "deleted")
+    mall.let_go("deleted")
+    assert run.answered()["agents"] == [{"name": "deleted", "uid": uid, "generation": 1}]
+    assert "Agent deleted" in mall.run("deleted-later", agent="deleted").waits("AgentNotFound")
+
+
+def test_a_run_goes_on_when_its_pool_is_deleted_and_made_again(shop: "Shop", system: "System") -> None:
+    shop.pool("desk")
+    run = shop.task("clerk", *held("clerk"), tools=("hold",), pool="desk")
+    system.wait_for("it is under way", lambda: shop.is_called("clerk"))
+    shop.delete("AgentPool", "desk")
+    system.wait_for("its Deployment is collected", lambda: shop.find("Deployment", "dalang-desk") is None)
+    shop.let_go("clerk")
+    shop.pool("desk")
+    run.answered()
+    run.check_no_call_was_repeated()

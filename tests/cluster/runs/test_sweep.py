@@ -1,0 +1,76 @@
+"""The sweep repairs what no event told, and never stops what is not ours. On the control plane that sweeps every second."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from dalang_api.contract import RUN_WORKFLOW
+from temporalio.client import Client
+
+if TYPE_CHECKING:
+    from tests.cluster.runs.conftest import Shop, System
+
+pytestmark = pytest.mark.timeout(120)
+
+HOLD = {"toolCalls": [{"name": "hold", "arguments": {"key": "held"}}]}
+
+
+@pytest.fixture
+def shop(neighbour: "System", tmp_path: Path) -> Iterator["Shop"]:
+    opened = neighbour.open_shop(tmp_path)
+    opened.pool()
+    yield opened
+    opened.close()
+
+
+def test_a_workflow_that_was_terminated_by_hand_ends_its_run(shop: "Shop", neighbour: "System") -> None:
+    run = shop.task("held", HOLD, tools=("hold",))
+    neighbour.wait_for("it is under way", lambda: shop.is_called("held"))
+    neighbour.temporal.terminate(run.workflow_id)
+    status = run.ended(15)
+    assert (status["phase"], run.succeeded["reason"]) == ("Failed", "Terminated")
+    assert status["agents"][0]["name"] == "held"
+
+
+def test_only_workflows_of_ours_whose_run_is_gone_are_terminated(shop: "Shop", neighbour: "System") -> None:
+    """All are of type AgentRun but one, and open, and nobody serves their queue."""
+    ours, namespace = neighbour.installation, shop.namespace
+    run = shop.task("held", HOLD, tools=("hold",))
+    neighbour.wait_for("it is under way", lambda: shop.is_called("held"))
+    uid = "00000000-0000-4000-8000-000000000000"
+    orphan = f"{ours}.{namespace}.orphan.{uid}"
+    foreign = {
+        "of another installation": f"dalang-00000000.{namespace}.orphan.{uid}",
+        "of an installation whose name begins like ours": f"{ours}-2.{namespace}.orphan.{uid}",
+        "with an id that only begins like ours": f"{ours}.something",
+        "with too few parts": f"{ours}.{namespace}.{uid}",
+        "with empty parts": f"{ours}...",
+        "without our prefix": f"x-{orphan}",
+    }
+
+    async def start(client: Client, workflow_id: str, kind: str = RUN_WORKFLOW) -> None:
+        await client.start_workflow(kind, id=workflow_id, task_queue="nobody")
+
+    async def start_all(client: Client) -> None:
+        await asyncio.gather(*(start(client, each) for each in [orphan, *foreign.values()]))
+        await start(client, f"{ours}.{namespace}.other-kind.{uid}", "SomethingElse")
+
+    temporal = neighbour.temporal
+    temporal.do(start_all(temporal.client))
+    foreign["of another type"] = f"{ours}.{namespace}.other-kind.{uid}"
+    try:
+        neighbour.wait_for("the orphan is terminated", lambda: temporal.state(orphan) == "TERMINATED", 60)
+        sweeps = neighbour.metric("dalang_sweeps_total", result="success")
+        neighbour.wait_for(
+            "more sweeps", lambda: neighbour.metric("dalang_sweeps_total", result="success") >= sweeps + 5
+        )
+        assert {why: temporal.state(workflow_id) for why, workflow_id in foreign.items()} == dict.fromkeys(
+            foreign, "RUNNING"
+        )
+        assert temporal.state(run.workflow_id) == "RUNNING"
+    finally:
+        for workflow_id in foreign.values():
+            temporal.terminate(workflow_id)
+    shop.let_go("held")

@@ -1,0 +1,372 @@
+"""What is done about an AgentRun in every state it and its workflow can be in."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from build import INSTALLATION, NOW, agent, at, finished_run, model, run, started_run
+from dalang_api import contract
+from dalang_api.v1alpha1.conditions import ConditionType
+from dalang_operator.kinds.agentrun.plan import (
+    SECOND_LOOK_SECONDS,
+    Action,
+    CancelWorkflow,
+    DeleteRun,
+    EffectiveLimits,
+    Observed,
+    Plan,
+    Settings,
+    StartWorkflow,
+    TerminateWorkflow,
+    WakePool,
+    WriteStatus,
+    limits,
+    needs_look,
+    plan,
+)
+from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
+from dalang_operator.kube.resources import Json, ObjectKey
+from dalang_operator.kube.status import find_condition
+
+ID = f"{INSTALLATION}.shop.r1.uid-r1"
+POOL = ObjectKey("shop", "default")
+OPEN = WorkflowView(WorkflowState.OPEN, "run-1")
+MISSING = WorkflowView(WorkflowState.MISSING)
+
+
+def observed(obj: Json | None, **facts: Any) -> Observed:
+    """A run with its agent, model and pool in place."""
+    defaults = {"agent": agent(), "model": model(), "pool_exists": True, "swept": True}
+    return Observed(
+        key=ObjectKey("shop", "r1"),
+        settings=Settings(INSTALLATION, timedelta(hours=24)),
+        now=NOW,
+        run=obj,
+        **{**defaults, **facts},
+    )
+
+
+def summary(action: Action) -> Any:
+    """A status by phase, reason and what else is decisive; every other action whole."""
+    if isinstance(action, WriteStatus):
+        status = action.status
+        succeeded = find_condition({"status": status}, ConditionType.SUCCEEDED)
+        stalled = find_condition({"status": status}, ConditionType.STALLED)
+        return (
+            "status",
+            status["phase"],
+            succeeded["reason"] if succeeded else None,
+            stalled["reason"] if stalled else None,
+            "finishedAt" in status,
+        )
+    if isinstance(action, StartWorkflow):
+        return ("start", action.workflow_id, action.task_queue, action.request_id)
+    return action
+
+
+START = ("start", ID, f"{INSTALLATION}.shop.default", "uid-r1")
+WAKE = WakePool(POOL)
+CANCEL = CancelWorkflow(ID, "spec.cancel was set")
+REPORT = contract.RunReport(
+    seq=2,
+    run_id="run-1",
+    task_queue="q",
+    phase="Failed",
+    reason="Timeout",
+    message="out of time",
+    agent="helper",
+    agents=[],
+    started_at=at(),
+    finished_at=at(),
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "actions"),
+    [
+        pytest.param(observed(run()), [WAKE, START], id="a new run wakes its pool and is started"),
+        pytest.param(
+            observed(run(), pool_exists=False), [WAKE, START], id="the default pool is made, so nothing waits for it"
+        ),
+        pytest.param(
+            observed(run(), agent=agent(poolRef={"name": "gpu"})),
+            [WakePool(ObjectKey("shop", "gpu")), ("start", ID, f"{INSTALLATION}.shop.gpu", "uid-r1")],
+            id="the agent's pool is the workflow's queue",
+        ),
+        pytest.param(
+            observed(run(), agent=None, model=None),
+            [("status", "Pending", "AgentNotFound", None, False)],
+            id="without its agent a run waits",
+        ),
+        pytest.param(
+            observed(run(), model=None),
+            [("status", "Pending", "ModelNotFound", None, False)],
+            id="without the agent's model it waits",
+        ),
+        pytest.param(
+            observed(run(), agent=agent(poolRef={"name": "gpu"}), pool_exists=False),
+            [("status", "Pending", "PoolNotFound", None, False)],
+            id="without the agent's pool it waits",
+        ),
+        pytest.param(
+            observed(run(), agent=agent(instructions="x" * contract.SNAPSHOT_MAX_BYTES)),
+            [("status", "Failed", "InvalidSpec", "InvalidSpec", True)],
+            id="a snapshot that is too large fails for good",
+        ),
+        pytest.param(
+            observed(run(), workflow=OPEN),
+            [("status", "Running", "Running", None, False)],
+            id="a workflow that is there is noted",
+        ),
+        pytest.param(
+            observed(run(), workflow=OPEN, agent=None),
+            [],
+            id="a start that was not noted is left to the report when the agent is gone",
+        ),
+        pytest.param(observed(started_run()), [], id="a running run is left alone"),
+        pytest.param(
+            observed(started_run(), agent=None, model=None, pool_exists=False),
+            [],
+            id="a running run needs its agent no more",
+        ),
+        pytest.param(
+            observed(run(cancel=True), workflow=MISSING),
+            [("status", "Cancelled", "Cancelled", "Cancelled", True)],
+            id="cancelled before it was started: it says so and is over",
+        ),
+        pytest.param(
+            observed(run(cancel=True), workflow=OPEN),
+            [CANCEL, WAKE],
+            id="cancelled after a start that was not noted: the workflow is asked, a worker hears it",
+        ),
+        pytest.param(observed(started_run(cancel=True)), [CANCEL, WAKE], id="cancelled while running: the same"),
+        pytest.param(observed(started_run(cancel=True), cancel_sent=True), [], id="a cancel is sent once"),
+        pytest.param(
+            observed(started_run(), workflow=replace(OPEN, state=WorkflowState.TERMINATED, message="by hand")),
+            [("status", "Failed", "Terminated", "Terminated", True)],
+            id="terminated by somebody",
+        ),
+        pytest.param(
+            observed(started_run(), workflow=replace(OPEN, state=WorkflowState.CANCELED)),
+            [("status", "Cancelled", "Cancelled", "Cancelled", True)],
+            id="cancelled in Temporal without a report",
+        ),
+        pytest.param(
+            observed(started_run(), workflow=replace(OPEN, state=WorkflowState.COMPLETED)),
+            [("status", "Failed", "WorkflowFailed", "WorkflowFailed", True)],
+            id="completed without a report is not a success",
+        ),
+        pytest.param(
+            observed(started_run(), workflow=replace(OPEN, state=WorkflowState.FAILED, report=REPORT)),
+            [("status", "Failed", "Timeout", "Timeout", True)],
+            id="the last report in a failure's details counts",
+        ),
+        pytest.param(
+            observed(started_run(seq=5), workflow=replace(OPEN, state=WorkflowState.FAILED, report=REPORT)),
+            [("status", "Failed", "WorkflowFailed", "WorkflowFailed", True)],
+            id="a report older than the status does not",
+        ),
+        pytest.param(
+            observed(run(), workflow=replace(OPEN, state=WorkflowState.TIMED_OUT)),
+            [("status", "Failed", "WorkflowFailed", "WorkflowFailed", True)],
+            id="started, ended, and nothing noted: it is never started again",
+        ),
+        pytest.param(observed(started_run(), workflow=MISSING), [], id="not found once is not lost"),
+        pytest.param(
+            observed(started_run(), workflow=MISSING, was_missing=True),
+            [("status", "Failed", "WorkflowLost", "WorkflowLost", True)],
+            id="not found twice is lost",
+        ),
+        pytest.param(
+            observed(started_run(limits={"timeout": "2h"}), problem="cause=x"),
+            [("status", "Running", "Running", "WorkflowTaskFailing", False)],
+            id="a workflow whose code fails is stalled",
+        ),
+        pytest.param(
+            observed(started_run(limits={"timeout": "40m"}), problem="cause=x"),
+            [
+                TerminateWorkflow(ID, "its code fails, past its timeout"),
+                ("status", "Failed", "WorkflowTaskFailing", "WorkflowTaskFailing", True),
+            ],
+            id="ten minutes past its timeout it is given up",
+        ),
+        pytest.param(
+            observed(None, gone=frozenset({"uid-r1"})),
+            [TerminateWorkflow(ID, "the AgentRun was deleted")],
+            id="a deleted run's workflow is terminated",
+        ),
+        pytest.param(observed(None), [], id="a run nobody knows is nothing"),
+        pytest.param(
+            observed(run(), gone=frozenset({"old"})),
+            [TerminateWorkflow(f"{INSTALLATION}.shop.r1.old", "the AgentRun was deleted"), WAKE, START],
+            id="deleted and made anew: the old workflow ends, the new one starts",
+        ),
+        pytest.param(
+            observed(finished_run(), gone=frozenset({"uid-r1"})),
+            [],
+            id="a run that ends is sent neither cancel nor terminate",
+        ),
+        pytest.param(observed(finished_run(cancel=True)), [], id="a cancel after the end changes nothing"),
+        pytest.param(
+            observed(run(metadata={"deletionTimestamp": at()})), [], id="a run that is being deleted is not started"
+        ),
+        pytest.param(
+            observed(started_run(metadata={"deletionTimestamp": at()})),
+            [TerminateWorkflow(ID, "the AgentRun is being deleted")],
+            id="a running run that is being deleted is stopped",
+        ),
+        pytest.param(
+            observed(finished_run(ago=timedelta(minutes=6), ttlAfterFinished="5m")),
+            [DeleteRun("uid-r1", "10")],
+            id="deleted when its own time is over",
+        ),
+        pytest.param(
+            observed(finished_run(ago=timedelta(hours=25), metadata={"generateName": "r"})),
+            [DeleteRun("uid-r1", "10")],
+            id="a generated name has the operator's time to live",
+        ),
+        pytest.param(
+            observed(
+                finished_run(ago=timedelta(hours=25), metadata={"ownerReferences": [{"uid": "o", "controller": True}]})
+            ),
+            [DeleteRun("uid-r1", "10")],
+            id="an owned run has it, too",
+        ),
+        pytest.param(
+            observed(finished_run(ago=timedelta(days=900))),
+            [],
+            id="a run with a name of its own is declared, and stays",
+        ),
+    ],
+)
+def test_plan(given: Observed, actions: list[Any]) -> None:
+    """Also: planning twice gives equal plans."""
+    assert [summary(action) for action in plan(given).actions] == actions
+    assert plan(given) == plan(given)
+
+
+def test_a_finished_run_is_looked_at_again_when_its_time_is_over() -> None:
+    given = observed(finished_run(ago=timedelta(minutes=2), ttlAfterFinished="5m"))
+    assert plan(given) == Plan(requeue_after=180.0)
+
+
+def test_the_second_look_for_a_lost_workflow_comes_a_minute_later() -> None:
+    assert plan(observed(started_run(), workflow=MISSING)) == Plan(requeue_after=SECOND_LOOK_SECONDS)
+
+
+def test_stalled_goes_when_the_code_works_again_and_not_before_a_sweep_has_looked() -> None:
+    stalled = observed(started_run(limits={"timeout": "2h"}), problem="cause=x")
+    [write] = plan(stalled).actions
+    assert isinstance(write, WriteStatus)
+    run_now = {**started_run(), "status": write.status}
+    assert plan(observed(run_now, swept=False)) == Plan()
+    assert [summary(action) for action in plan(observed(run_now)).actions] == [
+        ("status", "Running", "Running", None, False)
+    ]
+
+
+def test_each_written_status_is_a_fixpoint() -> None:
+    """Planning again with the status just written writes the same status, so no second write."""
+    for given in (
+        observed(run(), agent=None, model=None),
+        observed(run(), model=None),
+        observed(started_run(limits={"timeout": "2h"}), problem="cause=x"),
+    ):
+        [write] = plan(given).actions
+        assert isinstance(write, WriteStatus)
+        assert given.run is not None
+        later = replace(given, run={**given.run, "status": write.status}, now=NOW + timedelta(minutes=1))
+        assert plan(later).actions == (write,)
+
+
+@pytest.mark.parametrize(
+    ("obj", "cancel_sent", "expected"),
+    [
+        pytest.param(run(), False, False, id="a new run is just started"),
+        pytest.param(run(cancel=True), False, True, id="a cancelled one may have been started unnoticed"),
+        pytest.param(run(cancel=True), True, False, id="once Temporal has taken the cancel it is known"),
+        pytest.param(started_run(cancel=True), False, False, id="a started one is known to be"),
+    ],
+)
+def test_temporal_is_asked_first_only_where_it_must_be(obj: Json, cancel_sent: bool, expected: bool) -> None:
+    assert needs_look(obj, cancel_sent) is expected
+
+
+@pytest.mark.parametrize(
+    ("agents", "own", "expected"),
+    [
+        pytest.param({}, {}, EffectiveLimits(20, timedelta(hours=1)), id="the defaults"),
+        pytest.param({"maxTurns": 50}, {}, EffectiveLimits(50, timedelta(hours=1)), id="an agent may raise a default"),
+        pytest.param(
+            {"maxTurns": 5, "timeout": "10m"},
+            {"maxTurns": 9, "timeout": "30s"},
+            EffectiveLimits(5, timedelta(seconds=30)),
+            id="of two the lower",
+        ),
+    ],
+)
+def test_limits(agents: Json, own: Json, expected: EffectiveLimits) -> None:
+    assert limits(agent(limits=agents), run(limits=own)) == expected
+
+
+def test_the_snapshot_has_what_the_worker_needs_and_no_secret() -> None:
+    """The agent's parameters win over the model's; a tool without a function's name is the function of its own name."""
+    given = observed(
+        run(
+            messages=[
+                {"role": "User", "content": "a"},
+                {"role": "Assistant", "content": "b"},
+                {"role": "User", "content": "c"},
+            ]
+        ),
+        agent=agent(
+            instructions="Be kind.",
+            parameters={"temperature": "0.2"},
+            tools=[{"name": "weather", "function": {}}, {"name": "pay", "function": {"name": "shop.pay"}}],
+        ),
+        model=model(
+            secret="openai", parameters={"temperature": "1", "maxOutputTokens": 9}, openAI={"baseURL": "http://m"}
+        ),
+    )
+    start = plan(given).actions[-1]
+    assert isinstance(start, StartWorkflow)
+    assert start.run_input.model_dump(exclude_none=True) == {
+        "agent": "helper",
+        "messages": [
+            {"role": "user", "parts": [{"type": "text", "text": "a"}]},
+            {"role": "assistant", "parts": [{"type": "text", "text": "b"}]},
+            {"role": "user", "parts": [{"type": "text", "text": "c"}]},
+        ],
+        "max_turns": 20,
+        "timeout_seconds": 3600.0,
+        "snapshot": {
+            "agents": [
+                {
+                    "name": "helper",
+                    "uid": "uid-helper",
+                    "generation": 1,
+                    "queue": f"{INSTALLATION}.shop.default",
+                    "model": "gpt",
+                    "instructions": "Be kind.",
+                    "tools": [
+                        {"name": "weather", "function": "weather"},
+                        {"name": "pay", "function": "shop.pay"},
+                    ],
+                    "temperature": "0.2",
+                    "max_output_tokens": 9,
+                }
+            ],
+            "models": [
+                {
+                    "name": "gpt",
+                    "uid": "uid-gpt",
+                    "generation": 1,
+                    "provider": "OpenAI",
+                    "model": "gpt-5",
+                    "base_url": "http://m",
+                    "api_key": {"name": "openai", "key": "api-key"},
+                }
+            ],
+        },
+    }

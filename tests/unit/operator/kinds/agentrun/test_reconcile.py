@@ -1,0 +1,244 @@
+"""The AgentRun's reconcile against a small cluster and a small Temporal, both in memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from build import INSTALLATION, NOW, agent, model, pool, run, started_run
+from dalang_api.contract import RunInput
+from dalang_operator.kinds.agentrun.plan import Settings
+from dalang_operator.kinds.agentrun.reconcile import RunFacts, RunReconciler
+from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
+from dalang_operator.kube.errors import Conflict, NotFound
+from dalang_operator.kube.resources import Json, ObjectKey, Resource, key_of
+from dalang_operator.runtime.cache import Cache
+from dalang_operator.temporal.errors import TemporalUnavailable, WorkflowNotFound
+
+KEY = ObjectKey("shop", "r1")
+ID = f"{INSTALLATION}.shop.r1.uid-r1"
+
+
+@dataclass
+class FakeKube:
+    """Runs by key, with merge patches of their status and preconditions; every write is kept."""
+
+    runs: dict[ObjectKey, Json] = field(default_factory=dict)
+    writes: list[tuple[str, Any]] = field(default_factory=list)
+
+    def add(self, obj: Json) -> Json:
+        self.runs[key_of(obj)] = obj
+        return obj
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Json:
+        try:
+            return self.runs[ObjectKey(str(namespace), name)]
+        except KeyError:
+            raise NotFound("no such run") from None
+
+    async def patch(
+        self, resource: Resource, namespace: str, name: str, body: Json, subresource: str | None = None
+    ) -> Json:
+        current = await self.get(resource, namespace, name)
+        for precondition in ("uid", "resourceVersion"):
+            if body["metadata"][precondition] != current["metadata"][precondition]:
+                raise Conflict(precondition)
+        self.writes.append(("status", body["status"]))
+        version = str(int(current["metadata"]["resourceVersion"]) + 1)
+        status = {key: value for key, value in {**current["status"], **body["status"]}.items() if value is not None}
+        return self.add({**current, "metadata": {**current["metadata"], "resourceVersion": version}, "status": status})
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, *, uid: str, resource_version: str | None = None
+    ) -> None:
+        self.writes.append(("delete", name))
+        del self.runs[ObjectKey(namespace, name)]
+
+
+@dataclass
+class FakeWorkflows:
+    """Workflows by id."""
+
+    views: dict[str, WorkflowView] = field(default_factory=dict)
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    is_away: bool = False
+
+    async def start(self, workflow_id: str, task_queue: str, run_input: RunInput, request_id: str) -> WorkflowView:
+        if self.is_away:
+            raise TemporalUnavailable("Temporal is away")
+        self.calls.append(("start", workflow_id))
+        return self.views.setdefault(workflow_id, WorkflowView(WorkflowState.OPEN, "run-1"))
+
+    async def cancel(self, workflow_id: str, reason: str) -> None:
+        self.calls.append(("cancel", workflow_id))
+        if (await self.look(workflow_id)).state is not WorkflowState.OPEN:
+            raise WorkflowNotFound("completed")
+
+    async def terminate(self, workflow_id: str, reason: str) -> bool:
+        self.calls.append(("terminate", workflow_id))
+        return self.views.pop(workflow_id, None) is not None
+
+    async def look(self, workflow_id: str) -> WorkflowView:
+        return self.views.get(workflow_id, WorkflowView(WorkflowState.MISSING))
+
+
+@dataclass
+class World:
+    """A reconciler, and all it acts on."""
+
+    kube: FakeKube = field(default_factory=FakeKube)
+    workflows: FakeWorkflows = field(default_factory=FakeWorkflows)
+    cache: Cache = field(default_factory=Cache)
+    facts: RunFacts = field(default_factory=RunFacts)
+    woken: list[ObjectKey] = field(default_factory=list)
+    now: datetime = NOW
+
+    def __post_init__(self) -> None:
+        self.cache.agents.put(agent())
+        self.cache.models.put(model())
+        self.cache.pools.put(pool())
+
+    def has(self, obj: Json) -> None:
+        """The run exists, and the watch has told so."""
+        self.cache.runs.put(self.kube.add(obj))
+
+    async def reconcile(self) -> float | None:
+        wake: Callable[[ObjectKey], None] = self.woken.append
+        reconciler = RunReconciler(
+            self.kube,
+            self.workflows,
+            self.cache,
+            self.facts,
+            Settings(INSTALLATION, timedelta(hours=24)),
+            wake,
+            lambda: self.now,
+        )
+        return await reconciler.reconcile(KEY)
+
+    @property
+    def status(self) -> Json:
+        status: Json = self.kube.runs[KEY]["status"]
+        return status
+
+
+async def test_a_run_is_started_with_one_write_and_left_alone() -> None:
+    world = World()
+    world.has(run())
+    await world.reconcile()
+    await world.reconcile()
+    assert world.workflows.calls == [("start", ID)]
+    assert len(world.kube.writes) == 1
+    assert world.status["phase"] == "Running"
+    assert world.status["workflow"]["runId"] == "run-1"
+    assert world.woken == [ObjectKey("shop", "default")]
+
+
+async def test_an_operator_that_died_between_start_and_write_finds_the_workflow_again() -> None:
+    world = World()
+    world.has(run())
+    world.workflows.views[ID] = WorkflowView(WorkflowState.OPEN, "run-of-before")
+    await world.reconcile()
+    assert world.status["workflow"]["runId"] == "run-of-before"
+
+
+async def test_a_run_that_ended_before_its_start_was_noted_gets_its_end() -> None:
+    world = World()
+    world.has(run())
+    world.workflows.views[ID] = WorkflowView(WorkflowState.TERMINATED, "run-1", "by hand")
+    await world.reconcile()
+    assert world.status["phase"] == "Failed"
+    assert len(world.kube.writes) == 1
+
+
+async def test_a_report_that_was_quicker_is_not_overwritten() -> None:
+    """The cache still has the run as created; the server refuses the write that is bound to it."""
+    world = World()
+    world.has(run())
+    reported = started_run(seq=1)
+    reported["metadata"]["resourceVersion"] = "12"
+    world.kube.add(reported)
+    with pytest.raises(Conflict):
+        await world.reconcile()
+    assert world.status["workflow"]["reportSeq"] == 1
+    world.cache.runs.put(reported)
+    await world.reconcile()
+    assert world.kube.writes == []
+
+
+async def test_a_deleted_run_stops_its_workflow_once() -> None:
+    world = World()
+    world.workflows.views[ID] = WorkflowView(WorkflowState.OPEN, "run-1")
+    world.facts.gone[KEY] = {"uid-r1"}
+    await world.reconcile()
+    await world.reconcile()
+    assert world.workflows.calls == [("terminate", ID)]
+    assert world.facts.gone == {}
+
+
+async def test_a_run_that_left_the_watch_because_it_finished_is_left_alone() -> None:
+    world = World()
+    finished = started_run(seq=1, ttlAfterFinished="5m")
+    finished["status"]["finishedAt"] = "2026-11-20T12:00:00Z"
+    world.kube.add(finished)
+    world.facts.gone[KEY] = {"uid-r1"}
+    assert await world.reconcile() == 300.0
+    assert world.workflows.calls == []
+    world.now = NOW + timedelta(minutes=5)
+    await world.reconcile()
+    assert world.kube.writes == [("delete", "r1")]
+
+
+async def test_what_a_failed_reconcile_was_told_is_not_forgotten() -> None:
+    world = World()
+    world.has(run())
+    world.facts.gone[KEY] = {"old"}
+    world.workflows.is_away = True
+    with pytest.raises(TemporalUnavailable):
+        await world.reconcile()
+    assert world.facts.gone == {KEY: {"old"}}
+
+
+async def test_temporal_away_is_told_when_it_lasts() -> None:
+    """The run is an hour old, so the first failure already counts as lasting; the second writes nothing new."""
+    world = World()
+    world.has(run())
+    world.workflows.is_away = True
+    for _ in range(2):
+        with pytest.raises(TemporalUnavailable):
+            await world.reconcile()
+    assert [found["reason"] for found in world.status["conditions"]] == ["StartFailed", "StartFailed"]
+    assert len(world.kube.writes) == 1
+    world.workflows.is_away = False
+    await world.reconcile()
+    assert world.status["phase"] == "Running"
+
+
+async def test_cancelling_a_workflow_that_is_lost_ends_in_workflow_lost() -> None:
+    world = World()
+    world.has(started_run(cancel=True))
+    assert await world.reconcile() == 60.0
+    world.now = NOW + timedelta(minutes=1)
+    await world.reconcile()
+    assert world.status["phase"] == "Failed"
+    assert {found["reason"] for found in world.status["conditions"]} == {"WorkflowLost"}
+
+
+async def test_a_run_deleted_before_its_first_status_takes_its_workflow_along() -> None:
+    world = World()
+    world.cache.runs.put(run())  # told by the watch, and deleted since
+    with pytest.raises(Conflict):
+        await world.reconcile()
+    await world.reconcile()
+    assert world.workflows.calls == [("start", ID), ("terminate", ID)]
+
+
+async def test_cancel_is_asked_of_temporal_once() -> None:
+    world = World()
+    world.has(started_run(cancel=True))
+    world.workflows.views[ID] = WorkflowView(WorkflowState.OPEN, "run-1")
+    await world.reconcile()
+    await world.reconcile()
+    assert world.workflows.calls == [("cancel", ID)]
+    assert world.woken == [ObjectKey("shop", "default")]
+    assert world.kube.writes == []

@@ -1,0 +1,116 @@
+"""Which events wake which keys, and what is remembered of runs that leave the watch."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from build import agent, config_map, finished_run, model, pool, run, started_run
+from dalang_operator.kinds.agentrun.reconcile import RunFacts
+from dalang_operator.kinds.intake import Intake, wakes
+from dalang_operator.kube.resources import Json, ObjectKey
+from dalang_operator.runtime.cache import Cache
+from dalang_operator.runtime.queue import Queue
+
+
+@dataclass
+class World:
+    cache: Cache = field(default_factory=Cache)
+    facts: RunFacts = field(default_factory=RunFacts)
+    queues: dict[str, Queue] = field(
+        default_factory=lambda: {kind: Queue(kind) for kind in ("Agent", "AgentModel", "AgentPool", "AgentRun")}
+    )
+
+    def __post_init__(self) -> None:
+        self.intake = Intake(self.cache, self.queues, self.facts)
+
+    def queued(self) -> dict[str, int]:
+        return {kind: len(queue) for kind, queue in self.queues.items() if len(queue)}
+
+
+def cluster() -> Cache:
+    """Two runs of one agent, one waiting and one started; a pool with tools."""
+    cache = Cache()
+    cache.models.put(model())
+    cache.pools.put(pool(toolsFrom=[{"configMapRef": {"name": "tools"}}]))
+    cache.agents.put(agent())
+    cache.runs.put(run("waits"))
+    cache.runs.put(started_run("runs"))
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("kind", "obj", "expected"),
+    [
+        pytest.param("AgentRun", run("waits"), ["AgentRun waits"], id="a run wakes itself only"),
+        pytest.param(
+            "Agent",
+            agent(),
+            ["Agent helper", "AgentPool default", "AgentRun waits"],
+            id="an agent: its pool, runs that wait",
+        ),
+        pytest.param(
+            "AgentModel",
+            model(),
+            ["AgentModel gpt", "Agent helper", "AgentPool default", "AgentRun waits"],
+            id="a model: its agents, their pools for the Secret, runs that wait",
+        ),
+        pytest.param(
+            "AgentPool",
+            pool(),
+            ["AgentPool default", "Agent helper", "AgentRun waits"],
+            id="a pool: its agents, runs that wait",
+        ),
+        pytest.param("ConfigMap", config_map(), ["AgentPool default"], id="a ConfigMap: pools that copy it"),
+        pytest.param(
+            "Deployment",
+            {"metadata": {"namespace": "shop", "name": "x", "labels": {"dalang.dev/pool": "default"}}},
+            ["AgentPool default"],
+            id="a Deployment: its pool",
+        ),
+    ],
+)
+def test_wakes(kind: str, obj: Json, expected: list[str]) -> None:
+    assert [f"{wake.kind} {wake.key.name}" for wake in wakes(cluster(), kind, obj)] == expected
+
+
+def test_an_event_that_repeats_what_is_known_wakes_nobody() -> None:
+    world = World()
+    world.intake.applied("Agent", agent())
+    assert world.queued() == {"Agent": 1, "AgentPool": 1}
+    world = World()
+    world.cache.agents.put(agent())
+    world.intake.applied("Agent", agent())
+    assert world.queued() == {}
+
+
+def test_a_run_that_leaves_the_watch_is_remembered_and_looked_at() -> None:
+    world = World()
+    world.intake.applied("AgentRun", started_run())
+    gone = started_run(metadata={"resourceVersion": "12"})
+    world.intake.removed("AgentRun", gone)
+    key = ObjectKey("shop", "r1")
+    assert world.facts.gone == {key: {"uid-r1"}}
+    assert world.cache.runs.get(key) is None
+    assert world.queued() == {"AgentRun": 1, "AgentPool": 1}, "it was the last one of its pool"
+
+
+def test_a_finished_run_in_a_list_counts_as_one_that_left() -> None:
+    world = World()
+    world.intake.applied("AgentRun", finished_run())
+    assert world.facts.gone == {ObjectKey("shop", "r1"): {"uid-r1"}}
+    assert len(world.cache.runs) == 0
+
+
+def test_a_run_deleted_and_made_anew_unseen_leaves_its_old_uid() -> None:
+    world = World()
+    world.intake.applied("AgentRun", started_run())
+    world.intake.applied("AgentRun", run(metadata={"uid": "new", "resourceVersion": "30"}))
+    assert world.facts.gone == {ObjectKey("shop", "r1"): {"uid-r1"}}
+    assert world.cache.runs.get(ObjectKey("shop", "r1")) is not None
+
+
+def test_the_pool_is_not_woken_while_other_runs_need_it() -> None:
+    world = World()
+    world.intake.applied("AgentRun", started_run("r1"))
+    world.intake.applied("AgentRun", started_run("r2"))
+    world.intake.removed("AgentRun", started_run("r1", metadata={"resourceVersion": "12"}))
+    assert world.queued() == {"AgentRun": 2}

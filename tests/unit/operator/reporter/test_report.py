@@ -1,0 +1,130 @@
+"""Which reports are written, and onto what."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from build import INSTALLATION, NOW, at, finished_run, run, started_run
+from dalang_api.contract import RunReport, WorkflowTarget
+from dalang_operator.kube.errors import ApiError, Conflict, NotFound, Unavailable
+from dalang_operator.kube.resources import Json, ObjectKey, Resource
+from dalang_operator.reporter.report import RunReporter, refusal
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+TARGET = WorkflowTarget(INSTALLATION, "shop", "r1", "uid-r1")
+
+
+def report(seq: int = 1, **fields: Any) -> RunReport:
+    defaults: dict[str, Any] = {
+        "run_id": "run-1",
+        "task_queue": "q",
+        "phase": "Succeeded",
+        "reason": "Answered",
+        "message": "",
+        "agent": "helper",
+        "agents": [],
+        "started_at": at(),
+        "finished_at": at(),
+    }
+    return RunReport(seq=seq, **{**defaults, **fields})
+
+
+@pytest.mark.parametrize(
+    ("obj", "seq", "why_not"),
+    [
+        pytest.param(started_run(), 1, None, id="the first report of a run that was started"),
+        pytest.param(run(), 1, None, id="a report may come before the start was noted"),
+        pytest.param(started_run(seq=1), 2, None, id="a later one"),
+        pytest.param(started_run(seq=2), 2, "older", id="the same once more"),
+        pytest.param(started_run(seq=3), 2, "older", id="an older one"),
+        pytest.param(finished_run(), 9, "finished", id="nothing is written after the end"),
+        pytest.param(run(metadata={"uid": "new"}), 1, "another_uid", id="the object was made anew"),
+        pytest.param(None, 1, "deleted", id="the object is gone"),
+    ],
+)
+def test_refusal(obj: Json | None, seq: int, why_not: str | None) -> None:
+    assert refusal(report(seq), obj, TARGET) == why_not
+
+
+@dataclass
+class FakeKube:
+    live: Json | None
+    failures: list[ApiError] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Json:
+        self.calls.append("get")
+        if self.live is None:
+            raise NotFound("gone")
+        return self.live
+
+    async def patch(
+        self, resource: Resource, namespace: str, name: str, body: Json, subresource: str | None = None
+    ) -> Json:
+        self.calls.append(f"patch {body['metadata']['resourceVersion']}")
+        if self.failures:
+            raise self.failures.pop(0)
+        if self.live is None:
+            raise NotFound("gone")
+        if body["metadata"]["resourceVersion"] != self.live["metadata"]["resourceVersion"]:
+            raise Conflict("another version")
+        return body
+
+
+async def send(kube: FakeKube, cached: Json | None, *, seq: int = 1, **info: Any) -> None:
+    def look(_: ObjectKey) -> Json | None:
+        return cached
+
+    reporter = RunReporter(INSTALLATION, frozenset(), kube, look, lambda: NOW)  # type: ignore[arg-type]
+    environment = ActivityEnvironment()
+    described = {"workflow_id": f"{INSTALLATION}.shop.r1.uid-r1", "workflow_type": "AgentRun", **info}
+    environment.info = ActivityEnvironment.default_info()
+    environment.info = type(environment.info)(**{**environment.info.__dict__, **described})
+    write: Callable[[RunReport], Awaitable[None]] = reporter.report
+    await environment.run(write, report(seq))
+
+
+async def test_the_cached_object_saves_the_read() -> None:
+    kube = FakeKube(started_run())
+    await send(kube, started_run())
+    assert kube.calls == ["patch 10"]
+
+
+async def test_a_cache_that_lags_costs_a_read_and_is_never_believed() -> None:
+    kube = FakeKube(started_run(metadata={"resourceVersion": "11"}))
+    await send(kube, run())
+    assert kube.calls == ["patch 10", "get", "patch 11"]
+
+
+async def test_before_a_report_is_dropped_the_live_object_is_read() -> None:
+    kube = FakeKube(started_run())
+    await send(kube, run(metadata={"uid": "of another"}))
+    assert kube.calls == ["get", "patch 10"]
+
+
+async def test_a_deleted_object_ends_the_report_quietly() -> None:
+    kube = FakeKube(None)
+    await send(kube, started_run())
+    assert kube.calls == ["patch 10"]
+
+
+async def test_a_server_that_is_away_is_temporals_to_retry() -> None:
+    kube = FakeKube(started_run(), failures=[Unavailable("the API server cannot be reached: refused")])
+    with pytest.raises(ApplicationError, match="cannot be reached") as raised:
+        await send(kube, started_run())
+    assert not raised.value.non_retryable
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        pytest.param({"workflow_id": "other.shop.r1.uid-r1"}, id="of another installation"),
+        pytest.param({"workflow_type": "Forged"}, id="of another type"),
+    ],
+)
+async def test_a_workflow_that_is_not_ours_writes_nothing(info: dict[str, str]) -> None:
+    kube = FakeKube(started_run())
+    await send(kube, started_run(), **info)
+    assert kube.calls == []

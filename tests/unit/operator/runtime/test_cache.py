@@ -1,0 +1,70 @@
+"""The cache keeps the newest state, whatever order it comes in."""
+
+from build import agent, model, run, started_run
+from dalang_operator.kube.resources import ObjectKey
+from dalang_operator.runtime.cache import Cache, Store
+
+KEY = ObjectKey("shop", "r1")
+POOL = ObjectKey("shop", "default")
+
+
+def versioned(version: int, **metadata: object) -> dict[str, object]:
+    return run(metadata={"resourceVersion": str(version), **metadata})
+
+
+def test_an_older_state_changes_nothing() -> None:
+    store = Store("X")
+    assert store.put(versioned(5))
+    assert not store.put(versioned(4))
+    assert not store.put(versioned(5))
+    assert store.put(versioned(6))
+
+
+def test_the_answer_to_a_write_that_comes_after_the_objects_end_brings_it_not_back() -> None:
+    store = Store("X")
+    store.put(versioned(5))
+    store.drop(versioned(7))
+    assert not store.put(versioned(6))
+    assert store.get(KEY) is None
+    assert store.put(versioned(8, uid="new"))
+
+
+def test_the_late_end_of_an_older_object_does_not_drop_the_newer_one() -> None:
+    store = Store("X")
+    store.put(versioned(9, uid="new"))
+    store.drop(versioned(7))
+    assert store.get(KEY) is not None
+
+
+def test_managed_fields_are_not_kept() -> None:
+    store = Store("X")
+    store.put(versioned(5, managedFields=[{"manager": "kubectl"}]))
+    kept = store.get(KEY)
+    assert kept is not None
+    assert "managedFields" not in kept["metadata"]
+
+
+def test_indexes_follow_their_objects() -> None:
+    cache = Cache()
+    cache.runs.put(run())
+    assert cache.runs.by("waiting", "shop", "helper") == [KEY]
+    cache.runs.put(started_run(metadata={"resourceVersion": "11"}))
+    assert cache.runs.by("waiting", "shop", "helper") == []
+    assert cache.runs.by("pool", "shop", "default") == [KEY]
+    assert cache.runs.by("pool", "other", "default") == []
+    cache.runs.drop(started_run(metadata={"resourceVersion": "12"}))
+    assert cache.runs.count("pool", "shop", "default") == 0
+
+
+def test_a_pool_is_needed_by_runs_that_run_there_or_could_start_there() -> None:
+    cache = Cache()
+    assert not cache.has_live_run(POOL)
+    cache.runs.put(run())
+    assert not cache.has_live_run(POOL), "its agent is not there"
+    cache.agents.put(agent())
+    assert not cache.has_live_run(POOL), "the agent's model is not there"
+    cache.models.put(model())
+    assert cache.has_live_run(POOL)
+    cache.agents.drop(agent(metadata={"resourceVersion": "99"}))
+    cache.runs.put(started_run(metadata={"resourceVersion": "11"}))
+    assert cache.has_live_run(POOL), "a started one needs no agent any more"

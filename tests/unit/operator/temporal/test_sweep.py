@@ -1,0 +1,217 @@
+"""What a sweep marks, and above all what it leaves alone."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from build import INSTALLATION, NOW, finished_run, pool, run, started_run
+from dalang_operator.kinds.agentpool.reconcile import PoolFacts
+from dalang_operator.kinds.agentrun.reconcile import RunFacts
+from dalang_operator.kinds.workflow import WorkflowState
+from dalang_operator.kube.errors import NotFound
+from dalang_operator.kube.resources import Json, ObjectKey, Resource
+from dalang_operator.runtime.cache import Cache
+from dalang_operator.temporal.sweep import Sweep
+from dalang_operator.temporal.workflows import ListedWorkflow
+
+KEY = ObjectKey("shop", "r1")
+
+
+def listed(
+    name: str = "r1", *, uid: str | None = None, state: WorkflowState = WorkflowState.OPEN, problems: str = ""
+) -> Any:
+    return ListedWorkflow(f"{INSTALLATION}.shop.{name}.{uid or f'uid-{name}'}", "run-1", state, NOW, problems)
+
+
+@dataclass
+class FakeTemporal:
+    """Answers by what the query asks for."""
+
+    opened: list[ListedWorkflow] = field(default_factory=list)
+    closed: list[ListedWorkflow] = field(default_factory=list)
+    failing: list[ListedWorkflow] = field(default_factory=list)
+    backlogs: dict[str, int] = field(default_factory=dict)
+    queries: list[str] = field(default_factory=list)
+    terminated: list[str] = field(default_factory=list)
+
+    async def list(self, query: str) -> AsyncIterator[ListedWorkflow]:
+        self.queries.append(query)
+        assert query.startswith(f"WorkflowId STARTS_WITH '{INSTALLATION}.' AND WorkflowType = 'AgentRun' AND "), (
+            "only ours"
+        )
+        if "CloseTime" in query:
+            found = self.closed
+        else:
+            found = self.failing if "TemporalReportedProblems" in query else self.opened
+        for one in found:
+            yield one
+
+    async def terminate(self, workflow_id: str, reason: str) -> bool:
+        self.terminated.append(workflow_id)
+        return True
+
+    async def backlog(self, task_queue: str) -> int:
+        return self.backlogs.get(task_queue, 0)
+
+
+@dataclass
+class FakeKube:
+    objects: dict[str, Json] = field(default_factory=dict)
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Json:
+        if name not in self.objects:
+            raise NotFound(name)
+        return self.objects[name]
+
+
+@dataclass
+class World:
+    temporal: FakeTemporal = field(default_factory=FakeTemporal)
+    kube: FakeKube = field(default_factory=FakeKube)
+    cache: Cache = field(default_factory=Cache)
+    runs: RunFacts = field(default_factory=RunFacts)
+    pools: PoolFacts = field(default_factory=PoolFacts)
+    woken: list[ObjectKey] = field(default_factory=list)
+    now: datetime = NOW
+    namespaces: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        self._sweep = Sweep(
+            INSTALLATION,
+            self.namespaces,
+            self.temporal,  # type: ignore[arg-type]
+            self.kube,
+            self.cache,
+            self.runs,
+            self.pools,
+            self.woken.append,
+            self.woken.append,
+            lambda: self.now,
+        )
+
+    async def sweep(self, later: timedelta = timedelta(0)) -> None:
+        self.now += later
+        self.woken.clear()
+        await self._sweep.sweep()
+
+
+async def test_a_workflow_that_ended_unnoticed_has_its_run_looked_at() -> None:
+    world = World()
+    world.cache.runs.put(started_run())
+    world.temporal.opened = [listed()]
+    world.temporal.closed = [listed(state=WorkflowState.TERMINATED), listed(uid="of an earlier run"), listed("unknown")]
+    await world.sweep()
+    assert world.runs.doubtful == {"uid-r1"}
+    assert KEY in world.woken
+
+
+async def test_ended_ones_are_asked_for_since_the_oldest_unfinished_run_and_then_since_the_last_sweep() -> None:
+    world = World()
+    world.cache.runs.put(started_run())  # created an hour ago
+    world.temporal.opened = [listed()]
+    await world.sweep()
+    await world.sweep(timedelta(seconds=30))
+    first, second = [query for query in world.temporal.queries if "CloseTime" in query]
+    assert "CloseTime > '2026-11-20T10:59:00+00:00'" in first
+    assert "CloseTime > '2026-11-20T11:59:00+00:00'" in second
+
+
+async def test_without_unfinished_runs_nobody_asks_what_ended() -> None:
+    world = World()
+    await world.sweep()
+    assert not [query for query in world.temporal.queries if "CloseTime" in query]
+
+
+async def test_failing_code_is_remembered_and_forgotten() -> None:
+    world = World()
+    world.cache.runs.put(started_run())
+    world.temporal.opened = [listed()]
+    world.temporal.failing = [listed(problems="cause=NonDeterminism")]
+    await world.sweep()
+    assert world.runs.problems == {"uid-r1": "cause=NonDeterminism"}
+    assert KEY in world.woken
+    world.temporal.failing = []
+    await world.sweep(timedelta(seconds=30))
+    assert world.runs.problems == {}
+    assert world.woken == [KEY], "so that Stalled goes"
+    await world.sweep(timedelta(seconds=30))
+    assert world.woken == []
+
+
+async def test_an_orphan_is_stopped_after_two_looks_and_a_read() -> None:
+    world = World()
+    world.temporal.opened = [listed()]
+    await world.sweep()
+    await world.sweep(timedelta(seconds=59))
+    assert world.temporal.terminated == []
+    await world.sweep(timedelta(seconds=1))
+    assert world.temporal.terminated == [f"{INSTALLATION}.shop.r1.uid-r1"]
+
+
+async def test_another_uid_of_the_same_name_makes_an_orphan_too() -> None:
+    world = World()
+    world.kube.objects["r1"] = run(metadata={"uid": "new"})
+    world.temporal.opened = [listed()]
+    await world.sweep()
+    await world.sweep(timedelta(minutes=1))
+    assert world.temporal.terminated == [f"{INSTALLATION}.shop.r1.uid-r1"]
+
+
+async def test_a_finished_run_is_no_orphan_though_it_left_the_cache() -> None:
+    """Its workflow may still be completing its last report."""
+    world = World()
+    world.kube.objects["r1"] = finished_run()
+    world.temporal.opened = [listed()]
+    for _ in range(4):
+        await world.sweep(timedelta(minutes=5))
+    assert world.temporal.terminated == []
+
+
+async def test_namespaces_that_are_not_watched_are_none_of_our_business() -> None:
+    world = World(namespaces=frozenset({"elsewhere"}))
+    world.temporal.opened = [listed()]
+    for _ in range(3):
+        await world.sweep(timedelta(minutes=5))
+    assert world.temporal.terminated == []
+
+
+async def test_too_many_orphans_at_once_are_not_believed() -> None:
+    """An operator pointed at an empty cluster must not stop everything."""
+    world = World()
+    world.temporal.opened = [listed(f"r{number}") for number in range(11)]
+    for _ in range(4):
+        await world.sweep(timedelta(minutes=5))
+    assert world.temporal.terminated == []
+    world.temporal.opened = world.temporal.opened[:10]
+    for _ in range(2):
+        await world.sweep(timedelta(minutes=5))
+    assert len(world.temporal.terminated) == 10
+
+
+async def test_a_run_whose_workflow_temporal_does_not_list_is_looked_at_but_for_young_ones() -> None:
+    world = World()
+    world.cache.runs.put(started_run("old"))
+    young = started_run("young")
+    young["status"]["startedAt"] = "2026-11-20T11:59:30Z"
+    world.cache.runs.put(young)
+    world.cache.runs.put(run("waiting"))
+    await world.sweep()
+    assert world.runs.doubtful == {"uid-old"}
+
+
+async def test_a_pool_at_zero_with_tasks_is_woken() -> None:
+    world = World()
+    world.cache.pools.put(pool())
+    world.cache.deployments.put(
+        {
+            "metadata": {"namespace": "shop", "name": "dalang-default", "uid": "d", "resourceVersion": "1"},
+            "spec": {"replicas": 0},
+        }
+    )
+    await world.sweep()
+    assert world.woken == []
+    world.temporal.backlogs = {f"{INSTALLATION}.shop.default": 3}
+    await world.sweep(timedelta(seconds=30))
+    assert world.woken == [ObjectKey("shop", "default")]
+    assert world.pools.backlogged == {ObjectKey("shop", "default")}
