@@ -262,9 +262,7 @@ class World:
             yield
 
     @asynccontextmanager
-    async def worker_process(
-        self, says: tuple[int, str] = (200, "ok"), **more: Any
-    ) -> AsyncIterator["WorkerProcess"]:
+    async def worker_process(self, says: tuple[int, str] = (200, "ok"), **more: Any) -> AsyncIterator["WorkerProcess"]:
         """A worker in a process of its own, as pods start it, once /readyz says so; it is killed in the end."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
             address = f"127.0.0.1:{listening.getsockname()[1]}"

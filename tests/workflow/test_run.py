@@ -130,16 +130,15 @@ async def test_the_model_is_sent_the_schema_of_its_tools(world: "World") -> None
         ),
         pytest.param(
             ("rubbish", {"size": 4}),
-            "[not UTF-8: what cannot be read is shown as \N{REPLACEMENT CHARACTER}]\n" + "\N{REPLACEMENT CHARACTER}" * 4,
+            "[not UTF-8: what cannot be read is shown as \N{REPLACEMENT CHARACTER}]\n"
+            + "\N{REPLACEMENT CHARACTER}" * 4,
             id="that the output is no UTF-8",
         ),
     ],
 )
 async def test_the_model_is_told(world: "World", call: tuple[str, Any], told: str) -> None:
     async with world.serving():
-        run = await world.start(
-            calls(call), {"text": "I see."}, tools=["weather", "fail", "leave", "say", "rubbish"]
-        )
+        run = await world.start(calls(call), {"text": "I see."}, tools=["weather", "fail", "leave", "say", "rubbish"])
         ended = await run.end()
     assert (ended.outcome, ended.report.output) == ("Succeeded", "I see.")
     *_, conversation = await run.conversations()

@@ -67,7 +67,8 @@ async def test_a_terminate_stops_the_model_call(world: "World") -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "reason"), [pytest.param("cancel", "Cancelled", id="a cancel"), pytest.param("time", "Timeout", id="a timeout")]
+    ("how", "reason"),
+    [pytest.param("cancel", "Cancelled", id="a cancel"), pytest.param("time", "Timeout", id="a timeout")],
 )
 async def test_stops_tools_side_by_side(world: "World", how: str, reason: str) -> None:
     def waiting(number: int) -> Json:

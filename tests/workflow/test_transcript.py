@@ -56,9 +56,7 @@ class Waiting:
 
     def call(self, thread: Thread) -> ModelCall:
         count, digest, tail = thread.prefix()
-        return ModelCall(
-            agent="support", snapshot="", thread="main", turn=2, count=count, digest=digest, tail=tail
-        )
+        return ModelCall(agent="support", snapshot="", thread="main", turn=2, count=count, digest=digest, tail=tail)
 
 
 async def waiting_run(world: "World") -> Waiting:
@@ -161,7 +159,13 @@ async def test_a_long_tail_goes_by_query_in_pages(world: "World") -> None:
     assert ended.outcome == "Succeeded"
     made = model_calls(run, await run.handle.fetch_history())
     # The first call carries what the user said, the next three nothing: half a megabyte each goes by query.
-    assert [(call.count, call.tail is None) for call in made] == [(0, False), (3, True), (5, True), (7, True), (8, False)]
+    assert [(call.count, call.tail is None) for call in made] == [
+        (0, False),
+        (3, True),
+        (5, True),
+        (7, True),
+        (8, False),
+    ]
     assert len(page.messages) < 9
     assert len(page.model_dump_json()) <= contract.PAGE_MAX_BYTES * 1.1
     *_, conversation = await run.conversations()

@@ -56,7 +56,9 @@ async def test_a_killed_worker_costs_nothing_that_was_recorded(world: "World") -
         async with world.worker_process():
             ends = await asyncio.gather(in_tool.end(), in_model.end(), in_report.end())
 
-    assert [(ended.outcome, ended.report.output, ended.report.turns) for ended in ends] == [("Succeeded", "done", 4)] * 3
+    assert [(ended.outcome, ended.report.output, ended.report.turns) for ended in ends] == [
+        ("Succeeded", "done", 4)
+    ] * 3
     assert lines(notes["tool"]) == ["1", "3"]
     assert lines(attempts) == ["called", "called"]  # the one that was under way
     assert lines(notes["model"]) == lines(notes["report"]) == ["1", "2", "3"]

@@ -62,21 +62,21 @@ def open_session(configuration: Configuration) -> aiohttp.ClientSession:
 class KubeClient:
     """Requests to one API server. Belongs to the event loop it was opened in."""
 
-    def __init__(self, configuration: Configuration, kubeconfig: Path | None, timeout: float) -> None:
+    def __init__(self, configuration: Configuration, kubeconfig: Path | None, timeout_seconds: float) -> None:
         self._configuration = configuration
         self._kubeconfig = kubeconfig
-        self._timeout = timeout
+        self._timeout = timeout_seconds
         self._server = configuration.host.rstrip("/")
         self._session = open_session(configuration)
 
     @classmethod
-    async def open(cls, kubeconfig: Path | None, timeout: float = REQUEST_TIMEOUT_SECONDS) -> "KubeClient":
-        """Return a client whose requests end within `timeout` seconds; the server need not be there yet.
+    async def open(cls, kubeconfig: Path | None, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> "KubeClient":
+        """Return a client whose requests end within `timeout_seconds`; the server need not be there yet.
 
         Raises:
             ConfigException: There is no usable configuration.
         """
-        return cls(await load_configuration(kubeconfig), kubeconfig, timeout)
+        return cls(await load_configuration(kubeconfig), kubeconfig, timeout_seconds)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -43,7 +43,10 @@ def refusal(report: RunReport, run: Json | None, target: WorkflowTarget) -> str 
 def reporting_workflow(installation: str, namespaces: frozenset[str], workflow_type: str) -> WorkflowTarget | None:
     """Return what the calling workflow's id names; None when the workflow is not ours to write for."""
     info = activity.info()
-    target = parse_workflow_id(info.workflow_id or "")
+    try:
+        target = parse_workflow_id(info.workflow_id or "")
+    except ValueError:
+        return None
     if target.installation != installation or info.workflow_type != workflow_type:
         return None
     return target if not namespaces or target.namespace in namespaces else None
@@ -65,6 +68,8 @@ class RunReporter:
     cached_run: Callable[[ObjectKey], Json | None]
     """The controller's cached object, if it runs in this process: saves a read. A write bound to it that comes too late
     is refused by the server, and the object is read."""
+    finished: Callable[[Json], None]
+    """Told of each run whose last report was written, as it is now."""
     now: Callable[[], datetime]
 
     @activity.defn(name=REPORT_ACTIVITY)
@@ -95,14 +100,14 @@ class RunReporter:
                 return str(why_not)
             workflow_id = activity.info().workflow_id or ""
             try:
-                await write_status(
-                    self.kube, AGENT_RUNS, run, run_status(report, run, workflow_id, self.now()), "reporter"
-                )
+                status = run_status(report, run, workflow_id, self.now())
+                written = await write_status(self.kube, AGENT_RUNS, run, status, "reporter")
             except Conflict:
                 continue
             except NotFound:
                 return "deleted"
-            if report.finished_at:
+            if written and is_finished(written):
+                self.finished(written)
                 logger.info("AgentRun %s: %s", key, report.reason)
             return "written"
         raise Conflict(f"AgentRun {key} changed under {ATTEMPTS} attempts")

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from importlib.metadata import version
 
 from dalang_api.contract import reporter_queue
 from dalang_api.process import connect
@@ -41,11 +42,13 @@ class ReporterThread:
         settings: OperatorSettings,
         installation: str,
         cached_run: Callable[[ObjectKey], Json | None],
+        finished: Callable[[Json], None],
         health: Health,
     ) -> None:
         self._settings = settings
         self._installation = installation
         self._cached_run = cached_run
+        self._finished = finished
         self._health = health
         self._thread = threading.Thread(target=self._main, name="reporter", daemon=True)
         self._loop = asyncio.new_event_loop()
@@ -79,7 +82,7 @@ class ReporterThread:
     async def _serve(self, kube: KubeClient) -> None:
         client = await connect(self._settings, identity=f"reporter@{self._installation}")
         namespaces = frozenset(self._settings.watch_namespace)
-        runs = RunReporter(self._installation, namespaces, kube, self._cached_run, utc_now)
+        runs = RunReporter(self._installation, namespaces, kube, self._cached_run, self._finished, utc_now)
         catalogues = CataloguePublisher(self._installation, namespaces, kube, utc_now)
         worker = Worker(
             client,
@@ -89,6 +92,7 @@ class ReporterThread:
             # One activity call in five lines needs no sandbox, which costs CPU for each workflow.
             workflow_runner=UnsandboxedWorkflowRunner(),
             workflow_task_executor=ThreadPoolExecutor(2),
+            build_id=version("dalang"),  # else the SDK hashes the code of every module, for more than a second
             max_concurrent_workflow_tasks=2,
             max_concurrent_activities=CONCURRENT_REPORTS,
             max_cached_workflows=10,

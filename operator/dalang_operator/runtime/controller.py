@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from dalang_operator.kube.errors import AlreadyExists, ApiError, Conflict, Unavailable
 from dalang_operator.kube.resources import ObjectKey
 from dalang_operator.runtime.metrics import RECONCILE_TIME, RECONCILES
+from dalang_operator.runtime.outage import OutageLog
 from dalang_operator.runtime.queue import Queue
 from dalang_operator.temporal.errors import TemporalError, TemporalUnavailable
 
 logger = logging.getLogger(__name__)
-
-OUTAGE_LOG_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Controller:
             for _ in range(self.workers):
                 group.create_task(self._work(may_act, outages))
 
-    async def _work(self, may_act: Callable[[], Awaitable[object]], outages: "OutageLog") -> None:
+    async def _work(self, may_act: Callable[[], Awaitable[object]], outages: OutageLog) -> None:
         while True:
             key = await self.queue.get()
             await may_act()
@@ -48,7 +47,7 @@ class Controller:
             RECONCILE_TIME.labels(self.name).observe(time.perf_counter() - begin)
             RECONCILES.labels(self.name, result).inc()
 
-    async def _reconcile_once(self, key: ObjectKey, outages: "OutageLog") -> str:
+    async def _reconcile_once(self, key: ObjectKey, outages: OutageLog) -> str:
         try:
             requeue_after = await self.reconcile(key)
         except (Conflict, AlreadyExists) as error:
@@ -72,21 +71,3 @@ class Controller:
             self.queue.add_after(key, requeue_after)
             return "requeue_after"
         return "success"
-
-
-class OutageLog:
-    """One line every ten seconds of an outage, however many keys meet it."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._silent_until = 0.0
-        self._suppressed = 0
-
-    def tell(self, error: Exception) -> None:
-        """Log the error, or count it."""
-        now = time.monotonic()
-        if now < self._silent_until:
-            self._suppressed += 1
-            return
-        logger.warning("%s: %s (%d more like this)", self._name, error, self._suppressed)
-        self._silent_until, self._suppressed = now + OUTAGE_LOG_SECONDS, 0

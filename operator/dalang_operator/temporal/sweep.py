@@ -27,8 +27,11 @@ logger = logging.getLogger(__name__)
 
 OVERLAP = timedelta(minutes=1)
 """Visibility may lag by seconds, so each question about the past begins a little before the last one."""
-ORPHANS_EVERY = timedelta(minutes=5)
-SECOND_LOOK_AFTER = timedelta(minutes=1)
+INTERVAL = timedelta(seconds=30)
+ORPHANS_EVERY = 10
+"""In sweeps: all open workflows are listed for it."""
+SECOND_LOOK_AFTER = 2
+"""In sweeps."""
 ORPHANS_MAX_SHARE = 0.2
 ORPHANS_MAX_COUNT = 10
 """More orphans at once than a fifth of the open workflows, and more than ten, are more likely our mistake than theirs."""
@@ -55,6 +58,8 @@ class Sweep:
     wake_run: Callable[[ObjectKey], None]
     wake_pool: Callable[[ObjectKey], None]
     now: Callable[[], datetime]
+    interval: timedelta = INTERVAL
+    """Between two sweeps."""
     closed_since: datetime | None = None
     """Up to when ended workflows were looked for; None before the first sweep."""
     suspects: dict[str, datetime] = field(default_factory=dict)
@@ -123,12 +128,11 @@ class Sweep:
             if self._cached(listed) is None:
                 unknown[listed.workflow_id] = listed
         self._doubt_runs_without(open_uids, begin)
-        ripe = [
-            workflow_id for workflow_id in unknown if begin - self.suspects.get(workflow_id, begin) >= SECOND_LOOK_AFTER
-        ]
+        patience = SECOND_LOOK_AFTER * self.interval
+        ripe = [workflow_id for workflow_id in unknown if begin - self.suspects.get(workflow_id, begin) >= patience]
         self.suspects = {workflow_id: self.suspects.get(workflow_id, begin) for workflow_id in unknown}
         await self._stop_orphans(ripe, open_count)
-        self.orphans_due = begin + (SECOND_LOOK_AFTER if self.suspects else ORPHANS_EVERY)
+        self.orphans_due = begin + (patience if self.suspects else ORPHANS_EVERY * self.interval)
 
     async def _stop_orphans(self, ripe: list[str], open_count: int) -> None:
         orphans = [workflow_id for workflow_id in ripe if await self._has_no_run(workflow_id)]
@@ -184,7 +188,11 @@ class Sweep:
         return f"WorkflowId STARTS_WITH '{self.installation}.' AND WorkflowType = '{RUN_WORKFLOW}'"
 
     def _target(self, listed: ListedWorkflow) -> WorkflowTarget | None:
-        target = parse_workflow_id(listed.workflow_id)
+        """Return what a workflow is of; None where its id only begins like ours, as anybody's may."""
+        try:
+            target = parse_workflow_id(listed.workflow_id)
+        except ValueError:
+            return None
         return target if not self.namespaces or target.namespace in self.namespaces else None
 
     def _cached(self, listed: ListedWorkflow) -> tuple[ObjectKey, str] | None:

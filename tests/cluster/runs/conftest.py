@@ -1,11 +1,12 @@
 """The whole system on real servers: `dalang dev` with its operator, and workers as pods.
 
-Two control planes are started once. `system` has the operator's own settings, so that no short interval repairs what an
-event should have done. `neighbour` is impatient and does its work on the first one's Temporal, as two clusters may.
+Two control planes are started once, each when a test first needs it. `system` has the operator's own settings, so that no
+short interval repairs what an event should have done. `neighbour` is impatient and does its work on the first one's
+Temporal, as two clusters may.
 """
 
 import asyncio
-import concurrent.futures
+import contextlib
 import json
 import os
 import signal
@@ -113,6 +114,19 @@ class Temporal:
     def history(self, workflow_id: str) -> list[HistoryEvent]:
         """Return the events so far."""
         return list(self.do(self.client.get_workflow_handle(workflow_id).fetch_history()).events)
+
+    def become(self, prefix: str, wanted: dict[str, str]) -> None:
+        """Wait until the runs' workflows with such ids are these, in these states."""
+        found: dict[str, str] = {}
+
+        def are_wanted() -> bool:
+            found.clear()
+            found.update(self.of(prefix))
+            return found == wanted
+
+        with contextlib.suppress(AssertionError):
+            wait_for("the workflows are as wanted", are_wanted, 10)
+        assert found == wanted
 
     def terminate(self, workflow_id: str) -> None:
         self.do(self.client.get_workflow_handle(workflow_id).terminate("by hand"))
@@ -409,7 +423,7 @@ class Run:
 
 def turn_of(request: Object) -> int:
     """Return the number of the turn a request to the model is for."""
-    return 1 + sum(message["role"] == "assistant" for message in request["body"]["messages"])
+    return 1 + [message["role"] for message in request["body"]["messages"]].count("assistant")
 
 
 @dataclass
@@ -574,45 +588,38 @@ class Shop:
 
     def close(self) -> None:
         """Have everything in it deleted."""
-        if self.folder.exists():
-            for call in self.calls:
-                self.let_go(call["key"])
-        self.system.request("DELETE", "Namespace", None, self.namespace)
+        for call in self.calls:
+            self.let_go(call["key"])
+        with contextlib.suppress(Refused):  # the test has done it
+            self.system.request("DELETE", "Namespace", None, self.namespace)
 
 
 # ── Fixtures ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="session")
-def systems(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, System]]:
-    """Both control planes, started side by side as far as they do not wait for each other."""
-    first, second = (System(tmp_path_factory.mktemp(name)) for name in ("system", "neighbour"))
-    try:
-        first.up()
-        first.temporal = Temporal(first.environment["TEMPORAL_ADDRESS"])
-        second.up(
-            f"--temporal-address={first.temporal.address}",
-            "--sweep-interval=1s",
-            "--resync-interval=3s",
-        )
-        second.temporal = first.temporal
-        yield first, second
-        first.temporal.close()
-    finally:
-        with concurrent.futures.ThreadPoolExecutor(2) as both:
-            list(both.map(System.down, (first, second)))
-
-
-@pytest.fixture(scope="session")
-def system(systems: tuple[System, System]) -> System:
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A control plane with the operator's own settings."""
-    return systems[0]
+    made = System(tmp_path_factory.mktemp("system"))
+    try:
+        made.up()
+        made.temporal = Temporal(made.environment["TEMPORAL_ADDRESS"])
+        yield made
+        made.temporal.close()
+    finally:
+        made.down()
 
 
 @pytest.fixture(scope="session")
-def neighbour(systems: tuple[System, System]) -> System:
+def neighbour(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A second one on the Temporal server of the first, which sweeps every second and resyncs every three."""
-    return systems[1]
+    made = System(tmp_path_factory.mktemp("neighbour"))
+    made.temporal = system.temporal
+    try:
+        made.up(f"--temporal-address={system.temporal.address}", "--sweep-interval=1s", "--resync-interval=3s")
+        yield made
+    finally:
+        made.down()
 
 
 @pytest.fixture

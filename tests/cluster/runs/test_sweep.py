@@ -41,6 +41,7 @@ def test_only_workflows_of_ours_whose_run_is_gone_are_terminated(shop: "Shop", n
     neighbour.wait_for("it is under way", lambda: shop.is_called("held"))
     uid = "00000000-0000-4000-8000-000000000000"
     orphan = f"{ours}.{namespace}.orphan.{uid}"
+    strange = f"{ours}.{namespace}.Möbius & sons/?#%.{uid}"
     foreign = {
         "of another installation": f"dalang-00000000.{namespace}.orphan.{uid}",
         "of an installation whose name begins like ours": f"{ours}-2.{namespace}.orphan.{uid}",
@@ -54,7 +55,7 @@ def test_only_workflows_of_ours_whose_run_is_gone_are_terminated(shop: "Shop", n
         await client.start_workflow(kind, id=workflow_id, task_queue="nobody")
 
     async def start_all(client: Client) -> None:
-        await asyncio.gather(*(start(client, each) for each in [orphan, *foreign.values()]))
+        await asyncio.gather(*(start(client, each) for each in [orphan, strange, *foreign.values()]))
         await start(client, f"{ours}.{namespace}.other-kind.{uid}", "SomethingElse")
 
     temporal = neighbour.temporal

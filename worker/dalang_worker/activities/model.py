@@ -30,6 +30,7 @@ from temporalio.exceptions import ApplicationError, TemporalError
 from dalang_worker import providers
 from dalang_worker.activities.failures import final, interrupted, retryable
 from dalang_worker.activities.heartbeat import beating
+from dalang_worker.metrics import MODEL_CALL_TIME, MODEL_CALLS, TOKENS, measured
 from dalang_worker.providers import ModelAnswer, ModelCallError, ModelRequest, Provider, ToolSpec, Verdict
 from dalang_worker.secrets import SecretNotFoundError, read_key
 from dalang_worker.text import clean, cut
@@ -97,10 +98,13 @@ class ModelActivity:
         )
         provider = await self._provider(model.provider)
         try:
-            answer = await provider.complete(request)
+            with measured(MODEL_CALLS, MODEL_CALL_TIME, model.model):
+                answer = await provider.complete(request)
         except ModelCallError as error:
             # From None: Temporal records causes too, and the SDK's error holds the body, and that perhaps the key.
             raise _application_error(error) from None
+        TOKENS.labels(model.model, "input").inc(answer.input_tokens)
+        TOKENS.labels(model.model, "output").inc(answer.output_tokens)
         reply = make_reply(call, agent.name, answer, tools)
         self._transcripts.said(run, call.thread, reply.message)
         return reply

@@ -13,6 +13,7 @@ from temporalio import activity
 
 from dalang_worker.activities.failures import interrupted, retryable
 from dalang_worker.activities.heartbeat import beating
+from dalang_worker.metrics import TOOL_CALL_TIME, TOOL_CALLS, measured
 from dalang_worker.text import cut
 from dalang_worker.tools.runner import ToolRaisedError, ToolRunner
 
@@ -37,7 +38,8 @@ class ToolActivity:
             return _failed(str(error))
         async with beating():
             try:
-                return ToolOutcome(output=render(await self._runner.run(function, arguments)))
+                with measured(TOOL_CALLS, TOOL_CALL_TIME, call.tool):
+                    return ToolOutcome(output=render(await self._runner.run(function, arguments)))
             except asyncio.CancelledError as error:
                 raise interrupted(error) from None
             except ToolRaisedError as error:

@@ -30,6 +30,10 @@ CONFLICT_SECONDS = 60.0
 """When to look again whether a missing ConfigMap or a stranger's Deployment is still so; nothing watches those."""
 
 
+LEARNING = timedelta(minutes=2)
+"""How long a worker is kept, at the most, to tell the tools of a new build; without it an Agent would stay Unknown."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What of the operator's settings the plans need."""
@@ -59,6 +63,8 @@ class Observed:
     has_live_run: bool = False
     idle_since: datetime | None = None
     """Since when no run needs the pool."""
+    build_since: datetime | None = None
+    """Since when the pool is of its present build, as far as this process knows."""
     queue_is_busy: bool | None = None
     """Tasks wait on the pool's queue, or workflows are open there; None where Temporal was not asked."""
 
@@ -224,11 +230,7 @@ def min_replicas(pool: Json) -> int:
 
 def needs_worker(observed: Observed) -> bool:
     """Return whether somebody waits for a worker: a run, or Agents that want to know what tools this build has."""
-    return (
-        observed.has_live_run
-        or bool(observed.queue_is_busy)
-        or (_is_unknown(observed) and not _idle_left(observed) <= 0)
-    )
+    return observed.has_live_run or bool(observed.queue_is_busy) or _learning_left(observed) > 0
 
 
 def wanted_replicas(observed: Observed) -> int:
@@ -258,15 +260,14 @@ def wants_zero(observed: Observed) -> bool:
 
 
 def _plan_replicas(observed: Observed, pool: Json) -> Plan:
-    if observed.deployment is None:
-        return Plan(requeue_after=_idle_left(observed) if not needs_worker(observed) else None)
-    current, wanted = replicas_of(observed.deployment), wanted_replicas(observed)
+    wanted = wanted_replicas(observed)
     requeue_after = None
     if observed.queue_is_busy:
         requeue_after = BUSY_QUEUE_SECONDS
     elif not observed.has_live_run and wanted > min_replicas(pool):
-        requeue_after = max(_idle_left(observed), 1.0)
-    if wanted == current:
+        requeue_after = max(_idle_left(observed), _learning_left(observed), 1.0)
+    current = replicas_of(observed.deployment)
+    if observed.deployment is None or wanted == current:
         return Plan(requeue_after=requeue_after)
     reason = "a worker is needed" if wanted > current else "no run has needed it for a while"
     return Plan((Scale(wanted, reason),), requeue_after)
@@ -277,15 +278,21 @@ def _idle_left(observed: Observed) -> float:
     assert observed.pool is not None, "asked of a pool"
     own = observed.pool.get("spec", {}).get("scaling", {}).get("scaleToZeroAfter")
     patience = timedelta(seconds=seconds(own)) if own else observed.settings.scale_to_zero_after
-    idle = observed.now - observed.idle_since if observed.idle_since else timedelta()
-    return (patience - idle).total_seconds()
+    return _left(patience, observed.idle_since, observed.now)
 
 
-def _is_unknown(observed: Observed) -> bool:
-    """Return whether Agents use the pool and no worker of its present build has told its tools."""
+def _learning_left(observed: Observed) -> float:
+    """Seconds a worker may still take to tell the tools of this build; 0 when they are known, or nobody asks."""
     status = (observed.pool or {}).get("status", {})
     catalogue = status.get("catalogue", {})
-    return observed.has_agents and (not catalogue or catalogue.get("build") != status.get("build"))
+    is_known = bool(catalogue) and catalogue.get("build") == status.get("build")
+    if is_known or not observed.has_agents:
+        return 0.0
+    return _left(LEARNING, observed.build_since, observed.now)
+
+
+def _left(patience: timedelta, since: datetime | None, now: datetime) -> float:
+    return max((patience - (now - since if since else timedelta())).total_seconds(), 0.0)
 
 
 # ── Status ─────────────────────────────────────────────────────────────────────────────────────────────────────────

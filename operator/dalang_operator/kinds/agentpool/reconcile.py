@@ -71,6 +71,8 @@ class PoolFacts:
 
     idle_since: dict[ObjectKey, datetime] = field(default_factory=dict)
     """Since when no run needs the pool; absent while one does."""
+    build_since: dict[ObjectKey, tuple[str, datetime]] = field(default_factory=dict)
+    """The build a pool has, and since when this process knows it."""
     backlogged: set[ObjectKey] = field(default_factory=set)
     """Pools whose queue the sweep found filled while they had no worker."""
     cleaned: dict[ObjectKey, int] = field(default_factory=dict)
@@ -110,6 +112,7 @@ class PoolReconciler:
         if pool is None:
             self.facts.idle_since.pop(key, None)
             self.facts.cleaned.pop(key, None)
+            self.facts.build_since.pop(key, None)
             return observed
         if observed.has_live_run:
             self.facts.idle_since.pop(key, None)
@@ -121,6 +124,7 @@ class PoolReconciler:
             sources=await self._sources(key, pool),
             copies=await self._copies(key, deployment),
             secrets=self._secrets(key.namespace, agents),
+            build_since=self._build_since(key, pool, now),
             idle_since=None if observed.has_live_run else self.facts.idle_since.setdefault(key, now),
         )
         if key in self.facts.backlogged:
@@ -130,6 +134,14 @@ class PoolReconciler:
             observed = replace(observed, queue_is_busy=await self._is_busy(key))
             return replace(observed, has_live_run=self.cache.has_live_run(key))
         return observed
+
+    def _build_since(self, key: ObjectKey, pool: Json, now: datetime) -> datetime:
+        build = pool.get("status", {}).get("build", "")
+        known, since = self.facts.build_since.get(key, ("", now))
+        if known != build:
+            since = now
+        self.facts.build_since[key] = (build, since)
+        return since
 
     async def _sources(self, key: ObjectKey, pool: Json) -> tuple[tuple[str, Json | None], ...]:
         names = [source["configMapRef"]["name"] for source in pool.get("spec", {}).get("toolsFrom", ())]
@@ -212,10 +224,24 @@ class PoolReconciler:
             case ApplyDeployment(body):
                 await self._apply_deployment(observed, body)
             case Scale(replicas, reason):
-                body = {"spec": {"replicas": replicas}}
-                await self.kube.patch(DEPLOYMENTS, namespace, deployment_name(observed.key.name), body, "scale")
-                logger.info("AgentPool %s scaled to %d: %s", observed.key, replicas, reason)
+                await self._scale(observed, replicas, reason)
         return None
+
+    async def _scale(self, observed: Observed, replicas: int, reason: str) -> None:
+        assert observed.deployment is not None, "scaling is planned for a Deployment"
+        key = observed.key
+        body = {"spec": {"replicas": replicas}}
+        scale = await self.kube.patch(DEPLOYMENTS, key.namespace, deployment_name(key.name), body, "scale")
+        logger.info("AgentPool %s scaled to %d: %s", key, replicas, reason)
+        # A Scale has the Deployment's new version, so the next reconcile need not wait for the event to know of it.
+        current = self.cache.deployments.get(ObjectKey(key.namespace, deployment_name(key.name)))
+        if current:
+            metadata = {
+                **current["metadata"],
+                "resourceVersion": scale["metadata"]["resourceVersion"],
+                "generation": current["metadata"]["generation"] + 1,
+            }
+            self.cache.deployments.put({**current, "metadata": metadata, "spec": {**current["spec"], **scale["spec"]}})
 
     async def _write(self, pool: Json, status: Json) -> None:
         written = await write_status(self.kube, AGENT_POOLS, pool, status, "controller")

@@ -69,6 +69,8 @@ class RunFacts:
 
     gone: dict[ObjectKey, set[str]] = field(default_factory=dict)
     """Uids that left the hot watch and were not looked after yet."""
+    finished: dict[str, Json] = field(default_factory=dict)
+    """Uid → the run as the reporter of this process ended it: saves the read when it leaves the watch for that."""
     doubtful: set[str] = field(default_factory=set)
     """Uids whose workflow the sweep found closed, or did not find: Temporal has to be asked."""
     missing_since: dict[str, datetime] = field(default_factory=dict)
@@ -79,6 +81,16 @@ class RunFacts:
     """The sweep has filled `problems` at least once."""
     cancel_sent: set[str] = field(default_factory=set)
     """Uids whose workflow was asked to cancel."""
+
+    def end(self, run: Json) -> None:
+        """Note a run that was just ended. Called by the reporter's thread; only what its time to live needs is kept."""
+        spec = {key: value for key, value in run["spec"].items() if key == "ttlAfterFinished"}
+        metadata = {key: value for key, value in run["metadata"].items() if key not in {"annotations", "managedFields"}}
+        self.finished[uid_of(run)] = {
+            "metadata": metadata,
+            "spec": spec,
+            "status": {"finishedAt": run["status"]["finishedAt"]},
+        }
 
     def forget(self, uid: str) -> None:
         """The run has ended or is gone."""
@@ -111,7 +123,7 @@ class RunReconciler:
     async def _observe(self, key: ObjectKey, gone: frozenset[str]) -> Observed:
         run = self.cache.runs.get(key)
         if run is None or uid_of(run) in gone:
-            run = await self._read(key)
+            run = self._just_ended(gone) or await self._read(key)
         observed = Observed(key=key, settings=self.settings, now=self.now(), run=run, gone=gone)
         if run is None or is_finished(run):
             return observed
@@ -130,6 +142,11 @@ class RunReconciler:
         if uid in self.facts.doubtful or uid in self.facts.missing_since or needs_look(run, observed.cancel_sent):
             observed = await self._look(observed, uid)
         return observed
+
+    def _just_ended(self, gone: frozenset[str]) -> Json | None:
+        """Return the run if it left the watch because the reporter of this process ended it, which needs no read."""
+        ended = [self.facts.finished.pop(uid, None) for uid in gone]
+        return ended[0] if len(ended) == 1 else None
 
     async def _read(self, key: ObjectKey) -> Json | None:
         """Read the live object: what is not in the cache may be finished, deleted, or known to us a moment later."""

@@ -73,23 +73,28 @@ class FakeKube:
         return body
 
 
-async def send(kube: FakeKube, cached: Json | None, *, seq: int = 1, **info: Any) -> None:
+async def send(kube: FakeKube, cached: Json | None, *, seq: int = 1, **info: Any) -> list[Json]:
+    """Send a report; returns the runs it was said to have ended."""
+    ended: list[Json] = []
+
     def look(_: ObjectKey) -> Json | None:
         return cached
 
-    reporter = RunReporter(INSTALLATION, frozenset(), kube, look, lambda: NOW)  # type: ignore[arg-type]
+    reporter = RunReporter(INSTALLATION, frozenset(), kube, look, ended.append, lambda: NOW)  # type: ignore[arg-type]
     environment = ActivityEnvironment()
     described = {"workflow_id": f"{INSTALLATION}.shop.r1.uid-r1", "workflow_type": "AgentRun", **info}
     environment.info = ActivityEnvironment.default_info()
     environment.info = type(environment.info)(**{**environment.info.__dict__, **described})
     write: Callable[[RunReport], Awaitable[None]] = reporter.report
     await environment.run(write, report(seq))
+    return ended
 
 
 async def test_the_cached_object_saves_the_read() -> None:
     kube = FakeKube(started_run())
-    await send(kube, started_run())
+    ended = await send(kube, started_run())
     assert kube.calls == ["patch 10"]
+    assert [run["status"]["phase"] for run in ended] == ["Succeeded"]
 
 
 async def test_a_cache_that_lags_costs_a_read_and_is_never_believed() -> None:
@@ -121,6 +126,7 @@ async def test_a_server_that_is_away_is_temporals_to_retry() -> None:
     "info",
     [
         pytest.param({"workflow_id": "other.shop.r1.uid-r1"}, id="of another installation"),
+        pytest.param({"workflow_id": "by-hand"}, id="with an id of its own"),
         pytest.param({"workflow_type": "Forged"}, id="of another type"),
     ],
 )

@@ -1,10 +1,11 @@
 """What a sweep marks, and above all what it leaves alone."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+import pytest
 from build import INSTALLATION, NOW, finished_run, pool, run, started_run
 from dalang_operator.kinds.agentpool.reconcile import PoolFacts
 from dalang_operator.kinds.agentrun.reconcile import RunFacts
@@ -166,6 +167,17 @@ async def test_a_finished_run_is_no_orphan_though_it_left_the_cache() -> None:
     for _ in range(4):
         await world.sweep(timedelta(minutes=5))
     assert world.temporal.terminated == []
+
+
+@pytest.mark.parametrize("workflow_id", ["something", "shop.uid-r1", "..", ".r1.uid-r1"])
+async def test_an_id_that_only_begins_like_ours_is_none_of_our_business(workflow_id: str) -> None:
+    world = World()
+    world.temporal.opened = world.temporal.closed = [replace(listed(), workflow_id=f"{INSTALLATION}.{workflow_id}")]
+    world.cache.runs.put(run())
+    for _ in range(3):
+        await world.sweep(timedelta(minutes=5))
+    assert world.temporal.terminated == []
+    assert world.woken == []
 
 
 async def test_namespaces_that_are_not_watched_are_none_of_our_business() -> None:

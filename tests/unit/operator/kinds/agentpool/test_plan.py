@@ -54,7 +54,7 @@ def deployment(
 
 
 def observed(owner: Json | None = None, **facts: Any) -> Observed:
-    defaults = {"has_agents": True, "idle_since": JUST_NOW}
+    defaults = {"has_agents": True, "idle_since": JUST_NOW, "build_since": LONG}
     return Observed(key=ObjectKey("shop", "default"), settings=SETTINGS, now=NOW, pool=owner, **{**defaults, **facts})
 
 
@@ -96,12 +96,12 @@ ONE = Scale(1, "a worker is needed")
             replace(observed(None), key=ObjectKey("shop", "gpu")), [], id="no other pool is made, however many name it"
         ),
         pytest.param(
-            observed(pool()),
+            observed(pool(), build_since=NOW),
             [("status", "Scaling", 1, 0), ("create", 1)],
             id="a new pool gets one worker, to learn its tools; its build is written first",
         ),
         pytest.param(
-            observed(pool(), has_agents=False),
+            observed(pool(), has_agents=False, build_since=NOW),
             [("status", "ScaledToZero", 0, 0), ("create", 0)],
             id="a new pool without Agents gets none",
         ),
@@ -153,7 +153,12 @@ ONE = Scale(1, "a worker is needed")
         pytest.param(
             observed(pool(), deployment=deployment(pool(), replicas=1), idle_since=LONG, queue_is_busy=False),
             [("status", "ScaledToZero", 0, 0), ZERO],
-            id="a worker that never told its tools is not waited for longer than idle",
+            id="a worker that never tells its tools is not waited for",
+        ),
+        pytest.param(
+            observed(pool(), deployment=deployment(pool(), replicas=0), idle_since=LONG, build_since=JUST_NOW),
+            [("status", "Scaling", 1, 0), ONE],
+            id="a new build wakes a pool that was idle for long, to tell its tools",
         ),
         pytest.param(
             observed(

@@ -189,6 +189,17 @@ async def test_a_run_that_left_the_watch_because_it_finished_is_left_alone() -> 
     assert world.kube.writes == [("delete", "r1")]
 
 
+async def test_a_run_that_the_reporter_of_this_process_ended_is_not_read_again() -> None:
+    world = World()
+    finished = started_run(seq=1, ttlAfterFinished="5m")
+    finished["status"]["finishedAt"] = "2026-11-20T12:00:00Z"
+    world.facts.gone[KEY] = {"uid-r1"}
+    world.facts.end(finished)
+    assert await world.reconcile() == 300.0  # though the fake cluster has no such run
+    assert world.workflows.calls == []
+    assert world.facts.finished == {}
+
+
 async def test_what_a_failed_reconcile_was_told_is_not_forgotten() -> None:
     world = World()
     world.has(run())

@@ -1,0 +1,142 @@
+"""Reports: the whole state of a run, cut to what fits a status."""
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from dalang_api import contract
+from dalang_api.contract import (
+    AgentSnapshot,
+    AgentVersion,
+    Message,
+    RecentMessage,
+    RunReport,
+    Snapshot,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+from dalang_worker.conductor.loop import RunState
+from dalang_worker.conductor.report import make_report, recent_messages, timestamp
+from dalang_worker.conductor.thread import Thread
+
+STARTED = datetime(2026, 3, 1, 12, 0, 0, 999_999, tzinfo=UTC)
+LIMIT = contract.RECENT_MESSAGE_MAX_CHARS
+
+
+def user(text: str) -> Message:
+    return Message(role="user", parts=[TextPart(text=text)])
+
+
+def assistant(*parts: contract.Part) -> Message:
+    return Message(role="assistant", parts=list(parts), sender="support")
+
+
+def call(arguments: str = "{}") -> ToolCallPart:
+    return ToolCallPart(call_id="call_1_0", tool="weather", arguments=arguments)
+
+
+def results(*outputs: str) -> Message:
+    return Message(
+        role="tool", parts=[ToolResultPart(call_id="call_1_0", tool="weather", output=output) for output in outputs]
+    )
+
+
+def state(*messages: Message) -> RunState:
+    agent = AgentSnapshot(name="support", uid="u1", generation=3, queue="q", model="gpt")
+    made = RunState(snapshot=Snapshot(agents=[agent], models=[]), snapshot_digest="", max_turns=9, agent="support")
+    made.threads["main"] = Thread("main", list(messages))
+    made.turns, made.input_tokens, made.output_tokens = 2, 30, 40
+    return made
+
+
+def report(run: RunState, output: str | None = None, finished_at: datetime | None = None, text: str = "") -> RunReport:
+    return make_report(
+        run,
+        seq=7,
+        run_id="r1",
+        task_queue="i.shop.default",
+        phase="Running" if finished_at is None else "Succeeded",
+        reason="Running",
+        message=text,
+        started_at=STARTED,
+        finished_at=finished_at,
+        output=output,
+    )
+
+
+def test_a_report_of_a_running_run() -> None:
+    assert report(state(user("hello")), text="Turn 2") == RunReport(
+        seq=7,
+        run_id="r1",
+        task_queue="i.shop.default",
+        phase="Running",
+        reason="Running",
+        message="Turn 2",
+        agent="support",
+        agents=[AgentVersion(name="support", uid="u1", generation=3)],
+        started_at="2026-03-01T12:00:00Z",
+        messages=[RecentMessage(role="User", content="hello")],
+        turns=2,
+        input_tokens=30,
+        output_tokens=40,
+    )
+
+
+@pytest.mark.parametrize(
+    ("output", "told", "truncated"),
+    [
+        pytest.param("done", "done", None, id="short"),
+        pytest.param("", "", None, id="empty"),
+        pytest.param("x" * contract.OUTPUT_MAX_CHARS, "x" * contract.OUTPUT_MAX_CHARS, None, id="just fitting"),
+        pytest.param("ü" * 9000, "ü" * contract.OUTPUT_MAX_CHARS, True, id="too long"),
+    ],
+)
+def test_a_report_of_a_finished_run_has_its_output(output: str, told: str, truncated: bool | None) -> None:
+    made = report(state(), output, finished_at=STARTED + timedelta(seconds=5))
+    assert (made.output, made.output_truncated, made.finished_at) == (told, truncated, "2026-03-01T12:00:05Z")
+
+
+def test_a_long_message_is_cut() -> None:
+    assert report(state(), text="x" * 5000).message == "x" * 1024
+
+
+def test_a_report_before_the_first_turn_has_no_messages() -> None:
+    run = state()
+    run.threads.clear()
+    assert report(run).messages == []
+
+
+def test_times_are_told_in_utc() -> None:
+    assert timestamp(datetime(2026, 3, 1, 14, 0, 0, tzinfo=timezone(timedelta(hours=2)))) == "2026-03-01T12:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        pytest.param(user("hello"), [("User", "hello", None)], id="the user's words"),
+        pytest.param(assistant(TextPart(text="hi")), [("Assistant", "hi", "support")], id="the agent's words"),
+        pytest.param(
+            assistant(TextPart(text="Let me see."), call('{"city":"Ubud"}'), call("oops")),
+            [("Assistant", 'Let me see.\n→ weather({"city":"Ubud"})\n→ weather(oops)', "support")],
+            id="words and calls",
+        ),
+        pytest.param(assistant(call()), [("Assistant", "→ weather({})", "support")], id="a call alone"),
+        pytest.param(assistant(TextPart(text="")), [("Assistant", "", "support")], id="nothing at all"),
+        pytest.param(
+            results("sunny", "rain"),
+            [("Tool", "sunny", "weather"), ("Tool", "rain", "weather")],
+            id="an entry for each result",
+        ),
+        pytest.param(user("x" * LIMIT), [("User", "x" * LIMIT, None)], id="just fitting"),
+        pytest.param(user("x" * (LIMIT + 1)), [("User", "x" * (LIMIT - 1) + "…", None)], id="cut with a mark"),
+    ],
+)
+def test_recent_messages(said: Message, told: list[tuple[str, str, str | None]]) -> None:
+    entries = recent_messages(Thread("main", [said]))
+    assert [(entry.role, entry.content, entry.sender) for entry in entries] == told
+
+
+def test_recent_messages_are_the_last_few() -> None:
+    said = [user("the first"), *(user(str(number)) for number in range(9)), results("a", "b")]
+    entries = recent_messages(Thread("main", said))
+    assert [entry.content for entry in entries] == ["5", "6", "7", "8", "a", "b"]

@@ -1,0 +1,70 @@
+"""Keys out of mounted Secrets, and what is said where there is none."""
+
+from pathlib import Path
+
+import pytest
+from dalang_api.contract import SecretKey
+from dalang_worker.secrets import SecretNotFoundError, read_key
+
+KEY = SecretKey(name="openai", key="api-key")
+
+
+def mount(root: Path, **keys: bytes) -> None:
+    """Lay a Secret out as the kubelet does: its keys are links into a folder that is swapped as a whole."""
+    data = root / "openai" / "..2026_03_01"
+    data.mkdir(parents=True)
+    (root / "openai" / "..data").symlink_to(data.name)
+    for name, value in keys.items():
+        (data / name.replace("_", "-")).write_bytes(value)
+        (root / "openai" / name.replace("_", "-")).symlink_to(f"..data/{name.replace('_', '-')}")
+
+
+@pytest.mark.parametrize(
+    "content", [pytest.param(b"sk-1", id="as it is"), pytest.param(b" sk-1\r\n", id="without white space around it")]
+)
+def test_a_key_is_read(tmp_path: Path, content: bytes) -> None:
+    mount(tmp_path, api_key=content)
+    assert read_key(tmp_path, KEY) == "sk-1"
+
+
+def test_a_rotated_key_counts_at_once(tmp_path: Path) -> None:
+    mount(tmp_path, api_key=b"sk-1")
+    read_key(tmp_path, KEY)
+    (tmp_path / "openai" / "..data" / "api-key").write_text("sk-2")
+    assert read_key(tmp_path, KEY) == "sk-2"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        pytest.param(None, "Secret 'openai' is not there; create it with key 'api-key'", id="no Secret"),
+        pytest.param({}, "Secret 'openai' is not there; create it with key 'api-key'", id="an empty Secret"),
+        pytest.param(
+            {"token": b"s1", "apikey": b"s2"},
+            "Secret 'openai' has no key 'api-key' (it has: apikey, token)",
+            id="no such key",
+        ),
+        pytest.param({"api_key": b"\n"}, "Key 'api-key' of Secret 'openai' is not one line of ASCII", id="empty"),
+        pytest.param(
+            {"api_key": b"sk-1\nsk-2"}, "Key 'api-key' of Secret 'openai' is not one line of ASCII", id="two lines"
+        ),
+        pytest.param(
+            {"api_key": "sk-…".encode()}, "Key 'api-key' of Secret 'openai' is not one line of ASCII", id="an ellipsis"
+        ),
+        pytest.param(
+            {"api_key": b"\xff\xfe"}, "Key 'api-key' of Secret 'openai' cannot be read: UnicodeDecodeError", id="bytes"
+        ),
+    ],
+)
+def test_says_what_is_missing_and_never_a_value(tmp_path: Path, keys: dict[str, bytes] | None, message: str) -> None:
+    if keys is not None:
+        mount(tmp_path, **keys)
+    with pytest.raises(SecretNotFoundError) as raised:
+        read_key(tmp_path, KEY)
+    assert str(raised.value) == message
+
+
+def test_a_folder_in_the_place_of_a_key(tmp_path: Path) -> None:
+    (tmp_path / "openai" / "api-key").mkdir(parents=True)
+    with pytest.raises(SecretNotFoundError, match="cannot be read: IsADirectoryError"):
+        read_key(tmp_path, KEY)

@@ -1,0 +1,152 @@
+"""What a worker remembers of transcripts; what it asks a workflow for is in tests/workflow/test_transcript.py."""
+
+import asyncio
+
+import pytest
+from dalang_api.contract import EMPTY_DIGEST, Message, ModelCall, TextPart, extend_digest
+from dalang_worker.conductor.thread import Thread
+from dalang_worker.transcripts import Transcripts
+from temporalio.client import Client
+
+RUN = ("i.shop.run.u1", "r1")
+
+
+class Asked(Exception):
+    """The workflow would have been asked."""
+
+
+class NobodyToAsk(Client):
+    """A client whose workflows cannot be asked."""
+
+    def __init__(self) -> None:
+        pass
+
+    def get_workflow_handle(self, *_: object, **__: object) -> None:  # type: ignore[override]
+        raise Asked
+
+
+def user(text: str = "hello") -> Message:
+    return Message(role="user", parts=[TextPart(text=text)])
+
+
+def assistant(text: str) -> Message:
+    return Message(role="assistant", parts=[TextPart(text=text)], sender="support")
+
+
+def call(thread: Thread) -> ModelCall:
+    count, digest, tail = thread.prefix()
+    return ModelCall(agent="a", snapshot="s", thread=thread.name, turn=1, count=count, digest=digest, tail=tail)
+
+
+@pytest.fixture
+def transcripts() -> Transcripts:
+    return Transcripts(NobodyToAsk(), 100_000)
+
+
+async def test_a_thread_grows_by_tails_and_replies_alone(transcripts: Transcripts) -> None:
+    thread = Thread("main", [user()])
+    for turn in range(5):
+        assert await transcripts.messages(RUN, call(thread)) == thread.messages
+        thread.append_reply(assistant(f"reply {turn}"))
+        transcripts.said(RUN, "main", assistant(f"reply {turn}"))
+        thread.append(user(f"result {turn}"))
+    made = call(thread)
+    assert (made.count, made.tail) == (10, [user("result 4")])
+    assert await transcripts.messages(RUN, made) == thread.messages
+
+
+async def test_an_attempt_that_is_repeated_gets_the_same(transcripts: Transcripts) -> None:
+    thread = Thread("main", [user()])
+    first = call(thread)
+    assert await transcripts.messages(RUN, first) == await transcripts.messages(RUN, first) == [user()]
+    thread.append_reply(assistant("hi"))
+    transcripts.said(RUN, "main", assistant("hi"))
+    thread.append(user("more"))
+    second = call(thread)
+    for _ in range(3):
+        assert await transcripts.messages(RUN, second) == thread.messages
+
+
+async def test_an_earlier_prefix_of_what_is_remembered_is_used(transcripts: Transcripts) -> None:
+    """The first attempt has cached its reply; the server has discarded it and calls once more."""
+    thread = Thread("main", [user()])
+    await transcripts.messages(RUN, call(thread))
+    thread.append_reply(assistant("hi"))
+    transcripts.said(RUN, "main", assistant("hi"))
+    thread.append(user("more"))
+    again = call(thread)
+    await transcripts.messages(RUN, again)
+    transcripts.said(RUN, "main", assistant("words of a discarded attempt"))
+    assert await transcripts.messages(RUN, again) == [user(), assistant("hi"), user("more")]
+
+
+@pytest.mark.parametrize(
+    ("count", "digest"),
+    [
+        pytest.param(2, extend_digest(extend_digest(EMPTY_DIGEST, user()), assistant("other")), id="other words"),
+        pytest.param(3, extend_digest(EMPTY_DIGEST, user()), id="more than is remembered"),
+        pytest.param(2, EMPTY_DIGEST, id="no words"),
+    ],
+)
+async def test_what_has_another_digest_is_asked_for(transcripts: Transcripts, count: int, digest: str) -> None:
+    await transcripts.messages(RUN, call(Thread("main", [user()])))
+    transcripts.said(RUN, "main", assistant("hi"))
+    with pytest.raises(Asked):
+        await transcripts.messages(
+            RUN, ModelCall(agent="a", snapshot="s", thread="main", turn=2, count=count, digest=digest, tail=[])
+        )
+
+
+@pytest.mark.parametrize(
+    ("run", "thread"),
+    [
+        pytest.param(("i.shop.run.u2", "r1"), "main", id="another run"),
+        pytest.param(("i.shop.run.u1", "r2"), "main", id="another execution, after a reset"),
+        pytest.param(RUN, "helper", id="another thread"),
+    ],
+)
+async def test_what_another_has_said_is_not_used(transcripts: Transcripts, run: tuple[str, str], thread: str) -> None:
+    await transcripts.messages(RUN, call(Thread("main", [user()])))
+    digest = extend_digest(EMPTY_DIGEST, user())
+    with pytest.raises(Asked):
+        await transcripts.messages(
+            run, ModelCall(agent="a", snapshot="s", thread=thread, turn=2, count=1, digest=digest, tail=[])
+        )
+
+
+async def test_the_least_recently_used_are_forgotten_first() -> None:
+    transcripts = Transcripts(NobodyToAsk(), 20_000)
+    digest = extend_digest(EMPTY_DIGEST, user("x" * 2000))
+    runs = [(f"i.shop.run.u{number}", "r") for number in range(20)]
+    for run in runs:
+        await transcripts.messages(run, call(Thread("main", [user("x" * 2000)])))
+    again = ModelCall(agent="a", snapshot="s", thread="main", turn=2, count=1, digest=digest, tail=[])
+
+    async def is_remembered(run: tuple[str, str]) -> bool:
+        try:
+            await transcripts.messages(run, again)
+        except Asked:
+            return False
+        return True
+
+    remembered = [await is_remembered(run) for run in runs]
+    kept = sum(remembered)
+    assert 3 <= kept <= 8
+    assert remembered == [False] * (20 - kept) + [True] * kept
+
+
+async def test_what_is_larger_than_the_cache_is_sent_all_the_same() -> None:
+    transcripts = Transcripts(NobodyToAsk(), 1000)
+    thread = Thread("main", [user("x" * 5000)])
+    assert await transcripts.messages(RUN, call(thread)) == thread.messages
+    transcripts.said(RUN, "main", assistant("hi"))
+
+
+async def test_side_by_side_attempts_do_not_mix(transcripts: Transcripts) -> None:
+    thread = Thread("main", [user()])
+    first = call(thread)
+    await asyncio.gather(transcripts.messages(RUN, first), transcripts.messages(RUN, first))
+    transcripts.said(RUN, "main", assistant("of the first"))
+    transcripts.said(RUN, "main", assistant("of the second"))
+    thread.append_reply(assistant("of the first"))
+    assert await transcripts.messages(RUN, call(thread)) == [user(), assistant("of the first")]
