@@ -67,6 +67,11 @@ def pool_queue(installation: str, namespace: str, pool: str) -> str:
     return f"{installation}.{namespace}.{pool}"
 
 
+def pool_of_queue(queue: str) -> str:
+    """Return the pool's name of a pool's task queue; it may hold dots, installation and namespace may not."""
+    return queue.split(".", 2)[2]
+
+
 def run_workflow_id(installation: str, namespace: str, name: str, uid: str) -> str:
     """Workflow id of an AgentRun. The uid makes a recreated object a new run."""
     return f"{installation}.{namespace}.{name}.{uid}"

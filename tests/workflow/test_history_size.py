@@ -32,7 +32,7 @@ async def test_a_history_grows_with_what_was_said(world: "World", turns: int) ->
         said += sum(len(call.arguments) for call in message.tool_calls())
         said += sum(len(part.output) for part in message.parts if isinstance(part, ToolResultPart))
     allowed = ALLOWED_PER_WORD * said + ALLOWED_PER_ACTIVITY_BYTES * activities
-    print(
+    print(  # noqa: T201
         f"{turns} turns: {info.history_length} events, {info.history_size_bytes} bytes of history, {said} bytes said, "
         f"{activities} activities: {info.history_size_bytes / allowed:.2f} of what is allowed"
     )

@@ -37,7 +37,7 @@ async def test_a_timeout_stops_the_model_call_and_says_what_was_waited_for(world
         run = await world.start({"text": "too late"}, latencySeconds=LONG_SECONDS, timeout_seconds=1)
         ended = await run.end()
         stopped_after = await model_call_stops(run)
-    print(f"the model call stopped {stopped_after:.1f} s after the timeout")
+    print(f"the model call stopped {stopped_after:.1f} s after the timeout")  # noqa: T201
     assert (ended.outcome, ended.report.phase, ended.report.reason) == ("Failed", "Failed", "Timeout")
     assert ended.report.message == "limits.timeout of 1s passed while waiting for the model (turn 1)"
     assert [report.seq for report in run.reports] == [1]
@@ -50,7 +50,7 @@ async def test_a_cancel_stops_the_model_call_and_is_reported(world: "World") -> 
         await run.handle.cancel()
         ended = await run.end()
         stopped_after = await model_call_stops(run)
-    print(f"the model call stopped {stopped_after:.1f} s after the cancel")
+    print(f"the model call stopped {stopped_after:.1f} s after the cancel")  # noqa: T201
     assert (ended.outcome, ended.report.phase, ended.report.reason) == ("Cancelled", "Cancelled", "Cancelled")
     assert ended.report.message == "Cancelled while waiting for the model (turn 1)"
     assert len(run.reports) == 1
@@ -62,7 +62,7 @@ async def test_a_terminate_stops_the_model_call(world: "World") -> None:
         await first_request(run)
         await run.handle.terminate()
         stopped_after = await model_call_stops(run)
-    print(f"the model call stopped {stopped_after:.1f} s after the terminate")
+    print(f"the model call stopped {stopped_after:.1f} s after the terminate")  # noqa: T201
     assert run.reports == []
 
 

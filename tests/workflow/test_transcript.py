@@ -10,7 +10,6 @@ from dalang_api.contract import (
     ModelCall,
     RunInput,
     TextPart,
-    ToolResultPart,
     TranscriptPage,
     TranscriptRequest,
 )

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from dalang_api import contract
 from dalang_api.contract import Catalogue, ImportFailure
@@ -68,8 +69,11 @@ async def test_a_killed_worker_costs_nothing_that_was_recorded(world: "World") -
 
 async def test_a_worker_is_ready_soon(world: "World") -> None:
     async with world.worker_process() as worker:
-        print(f"ready {worker.ready_after_seconds:.2f} s after its process was started")
-        assert worker.ready_after_seconds <= 3.0
+        used = psutil.Process(worker.process.pid).cpu_times()
+        cpu_seconds = used.user + used.system
+        print(f"ready {worker.ready_after_seconds:.2f} s after its start, {cpu_seconds:.2f} s of CPU")  # noqa: T201
+        # By the clock it depends on what else the machine does.
+        assert cpu_seconds <= 1.5
 
 
 async def test_a_stopping_worker_waits_for_the_tool_that_runs(world: "World") -> None:

@@ -8,6 +8,8 @@ thread may read while the event loop writes. Finished AgentRuns are not kept: th
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
+from dalang_api import contract
+
 from dalang_operator.kube.resources import Json, ObjectKey, key_of
 from dalang_operator.runtime.metrics import CACHED
 
@@ -120,7 +122,7 @@ def is_finished(run: Json) -> bool:
 def queue_pool(run: Json) -> list[str]:
     """The pool whose queue a started run's workflow is on: the last part of `<installation>.<namespace>.<pool>`."""
     queue: str = run.get("status", {}).get("workflow", {}).get("taskQueue", "")
-    return [queue.rpartition(".")[2]] if queue else []
+    return [contract.pool_of_queue(queue)] if queue else []
 
 
 def _tools_sources(pool: Json) -> list[str]:

@@ -4,6 +4,7 @@ One kill meets all moments at once: of each run one model or tool call lasts unt
 been created and some are anywhere.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,9 +23,9 @@ LONG_SECONDS = 40.0
 class Task:
     """A run of three tool calls, one of whose calls lasts until the kill has happened."""
 
-    def __init__(self, shop: "Shop", name: str, *, in_model: int = 0, in_tool: int = 0) -> None:
-        self.shop, self.name, self.in_model, self.in_tool = shop, name, in_model, in_tool
-        self.model(LONG_SECONDS, create=True)
+    def __init__(self, shop: "Shop", name: str, kill: "Kill", *, in_model: int = 0, in_tool: int = 0) -> None:
+        self.shop, self.name, self.kill, self.in_model, self.in_tool = shop, name, kill, in_model, in_tool
+        self.model(kill.in_flight_seconds, create=True)
         shop.agent(name, tools=("stamp", "hold"))
         self.run: Run
 
@@ -56,6 +57,23 @@ class Task:
             return self.shop.is_called(self.key(self.in_tool))
         return self.run.is_asked(self.in_model)
 
+    def check_its_calls(self) -> None:
+        """No recorded call is made again, and whatever is asked again is asked in the same words.
+
+        So a worker that has lost its transcripts, or never had them, makes the calls the first would have made.
+        """
+        self.run.check_no_call_was_repeated()
+        calls = [call["key"] for call in self.shop.calls if call["key"].startswith(f"{self.name}-")]
+        assert set(calls) == {self.key(number) for number in TOOL_CALLS}
+        asked = self.run.asked
+        if not self.kill.loses_calls:
+            assert (len(calls), len(asked)) == (len(TOOL_CALLS), len(TURNS))
+        said = asked[-1]["body"]["messages"]
+        for request in asked:
+            messages = request["body"]["messages"]
+            assert messages == said[: len(messages)]
+            assert request["body"]["tools"] == asked[0]["body"]["tools"]
+
     def go_on(self) -> None:
         """Let what was in flight end at once when it is asked for again."""
         self.model(0.1)
@@ -63,75 +81,58 @@ class Task:
             self.shop.let_go(self.key(self.in_tool))
 
 
-@pytest.mark.parametrize(
-    "killed",
-    [
-        pytest.param(("operator",), id="the operator"),
-        pytest.param(("worker",), id="the worker"),
-        pytest.param(("operator", "worker"), id="both"),
-    ],
-)
-def test_a_kill_loses_and_repeats_nothing(system: "System", shop: "Shop", killed: tuple[str, ...]) -> None:
-    shop.pool()
-    held = [Task(shop, f"in-model-{number}", in_model=number) for number in TURNS]
-    held += [Task(shop, f"in-tool-{number}", in_tool=number) for number in TOOL_CALLS]
-    anywhere = [Task(shop, f"anywhere-{number}") for number in range(5)]
-    fresh = [Task(shop, f"fresh-{number}") for number in range(3)]
-    if "worker" not in killed:  # nothing would shorten what is in flight
-        for task in held:
-            task.model(4.0)
+@dataclass(frozen=True)
+class Kill:
+    """What is killed."""
+
+    id: str
+    parts: tuple[str, ...]
+    workers: int = 1
+    in_flight_seconds: float = LONG_SECONDS
+    """How long what is in flight lasts where it is not asked for again."""
+
+    @property
+    def loses_calls(self) -> bool:
+        return "worker" in self.parts
+
+
+KILLS = [
+    Kill("the operator", ("operator",), in_flight_seconds=4),
+    Kill("one of two workers", ("worker",), workers=2, in_flight_seconds=12),
+    Kill("the worker", ("worker",)),
+    Kill("the operator and the worker", ("operator", "worker")),
+]
+
+
+@pytest.mark.parametrize("kill", KILLS, ids=lambda kill: kill.id)
+def test_a_kill_loses_and_repeats_nothing(system: "System", shop: "Shop", kill: Kill) -> None:
+    shop.pool(scaling={"minReplicas": kill.workers})
+    held = [Task(shop, f"in-model-{number}", kill, in_model=number) for number in TURNS]
+    held += [Task(shop, f"in-tool-{number}", kill, in_tool=number) for number in TOOL_CALLS]
+    anywhere = [Task(shop, f"anywhere-{number}", kill) for number in range(5)]
+    fresh = [Task(shop, f"fresh-{number}", kill) for number in range(3)]
+    wait_for = system.wait_for
+    wait_for("the workers", lambda: shop.deployment().get("status", {}).get("readyReplicas") == kill.workers)
     for task in held:
         task.start()
-    system.wait_for(
-        "all are at their moment but for those whose turn is yet to come", lambda: all(task.is_there() for task in held)
-    )
+    wait_for("all that are held are at their moment", lambda: all(task.is_there() for task in held))
     for task in anywhere:
         task.start()
-        system.wait_for("it has begun", lambda task=task: task.run.asked)  # type: ignore[misc]
+        wait_for("it has begun", lambda task=task: task.run.asked)  # type: ignore[misc]
     for task in fresh:
         task.start()
-    parts = [shop.worker() if part == "worker" else part for part in killed]
-    pids = {part: system.kill(part) for part in parts}
+    worker = f"worker-{shop.namespace}-{shop.pods()[0]['metadata']['name']}"
+    pids = {part: system.kill(part) for part in (worker if part == "worker" else part for part in kill.parts)}
     for task in held:
         task.go_on()
     for task in [*held, *anywhere, *fresh]:
         status = task.run.answered()
         assert status["output"] == f"{task.name} is done."
-        assert status["turns"] == 4
+        assert status["turns"] == len(TURNS)
         assert status["workflow"]["id"] == task.run.workflow_id
         assert len(status["agents"]) == 1
-        task.run.check_no_call_was_repeated()
-        called = {call["key"] for call in shop.calls if call["key"].startswith(f"{task.name}-")}
-        assert called == {task.key(number) for number in TOOL_CALLS}
-        if "worker" not in killed:
-            assert len(task.run.asked) == 4
+        task.check_its_calls()
     for part, pid in pids.items():
-        assert system.is_back(part, pid)
+        wait_for(f"{part} is back", lambda part=part, pid=pid: system.is_back(part, pid))  # type: ignore[misc]
     wanted = {run.workflow_id: "COMPLETED" for run in shop.runs}
     system.temporal.become(f"{system.installation}.{shop.namespace}.", wanted)
-    if "worker" not in killed:
-        assert len(shop.calls) == len({call["key"] for call in shop.calls})
-
-
-def test_one_of_two_workers_is_killed(system: "System", shop: "Shop") -> None:
-    """The other, which has none of the killed one's transcripts, makes the very calls the first would have made."""
-    shop.pool(scaling={"minReplicas": 2})
-    tasks = [Task(shop, f"run-{number}", in_model=number % 4 + 1) for number in range(8)]
-    for task in tasks:
-        task.model(8.0)
-    ready = lambda: shop.deployment().get("status", {}).get("readyReplicas") == 2  # noqa: E731
-    system.wait_for("both workers are ready", ready)
-    for task in tasks:
-        task.start()
-    system.wait_for("all are at their moment", lambda: all(task.is_there() for task in tasks))
-    system.kill(f"worker-{shop.namespace}-{shop.pods()[0]['metadata']['name']}")
-    for task in tasks:
-        task.go_on()
-    for task in tasks:
-        task.run.answered()
-        task.run.check_no_call_was_repeated()
-        bodies = [request["body"] for request in task.run.asked]
-        longest = bodies[-1]["messages"]
-        for body in bodies:
-            assert body["messages"] == longest[: len(body["messages"])]
-            assert body["tools"] == bodies[0]["tools"]

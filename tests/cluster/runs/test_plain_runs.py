@@ -1,6 +1,5 @@
 """A run that meets nothing unusual: what the user sees, and what it costs the API server and Temporal."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,12 +28,11 @@ def test_the_quickstart_answers_with_what_its_tool_said(system: "System", reques
         system.kubectl("delete", "-f", folder)
 
 
-def test_the_status_tells_what_happened(shop: "Shop") -> None:
+def test_the_status_tells_what_happened(mall: "Shop") -> None:
     call = {"toolCalls": [{"name": "stamp", "arguments": {"key": "letter"}}]}
-    shop.pool()
-    run = shop.task("clerk", call, {"text": "Tool said: {{last_tool}}"}, tools=("stamp",))
+    run = mall.task("clerk", call, {"text": "Tool said: {{last_tool}}"}, tools=("stamp",))
     status = run.answered()
-    agent = shop.get("Agent", "clerk")["metadata"]
+    agent = mall.get("Agent", "clerk")["metadata"]
     assert status["output"] == "Tool said: stamped letter"
     assert status["agent"] == "clerk"
     assert status["agents"] == [{"name": "clerk", "uid": agent["uid"], "generation": agent["generation"]}]
@@ -93,18 +91,28 @@ def test_an_agent_and_its_run_may_be_applied_in_any_order(shop: "Shop") -> None:
     assert shop.waits("Agent", "early", "Resolved")
 
 
-def test_a_run_of_a_pool_that_is_missing_waits_for_it(shop: "Shop") -> None:
-    shop.model("early", {"text": "Here."})
-    shop.agent("early", pool="printers")
-    run = shop.run("early")
+def test_a_run_of_a_pool_that_is_missing_waits_for_it(mall: "Shop") -> None:
+    mall.model("printing", {"text": "Here."})
+    mall.agent("printing", pool="printers")
+    run = mall.run("printing")
     assert "AgentPool printers" in run.waits("PoolNotFound")
-    assert "AgentPool printers" in shop.waits("Agent", "early", "PoolNotFound")
-    shop.pool("printers")
-    assert run.answered()["output"] == "Here."
+    assert "AgentPool printers" in mall.waits("Agent", "printing", "PoolNotFound")
+    mall.pool("printers")
+    run.waits("Running")
+    run.delete()
 
 
-def test_kubectl_describes_what_a_run_waits_for(shop: "Shop") -> None:
-    run = shop.run("early")
+def test_kubectl_tells_what_a_run_waits_for(mall: "Shop") -> None:
+    run = mall.run("waiting-for-nobody")
     run.waits("AgentNotFound")
-    assert json.loads(shop.kubectl("get", "agentrun", "early", "-o", "json"))["status"]["phase"] == "Pending"
-    assert "There is no Agent early" in shop.kubectl("describe", "agentrun", "early")
+    assert "Pending" in mall.kubectl("get", "agentrun", run.name)
+    assert "There is no Agent waiting-for-nobody" in mall.kubectl("describe", "agentrun", run.name)
+
+
+def test_names_may_hold_dots(mall: "Shop", system: "System") -> None:
+    run = mall.task("v1.2.clerk", {"text": "Done."})
+    assert run.answered()["workflow"]["id"] == run.workflow_id
+    held = mall.task("v1.2.held", {"text": "no", "latencySeconds": 30})
+    system.wait_for("it is under way", lambda: held.asked)
+    held.delete()
+    system.temporal.become(held.workflow_id, {held.workflow_id: "TERMINATED"})

@@ -66,25 +66,27 @@ def test_a_run_that_is_stopped_ends_its_model_call_and_its_workflow(shop: "Shop"
     system.wait_for("no workflow is open", lambda: states() == wanted)
 
 
-def test_a_run_that_is_cancelled_in_its_tool_ends_the_tool(shop: "Shop") -> None:
-    shop.pool()
-    run = shop.task("held", {"toolCalls": [{"name": "hold", "arguments": {"key": "it"}}]}, tools=("hold",))
-    shop.system.wait_for("the tool is called", lambda: shop.is_called("it"))
+def test_a_run_that_is_cancelled_in_its_tool_ends_the_tool(mall: "Shop", system: "System") -> None:
+    turn = {"toolCalls": [{"name": "hold", "arguments": {"key": "cancelled"}}]}
+    run = mall.task("cancelled-in-tool", turn, tools=("hold",))
+    system.wait_for("the tool is called", lambda: mall.is_called("cancelled"))
     run.cancel()
     assert run.ended(STOP_SECONDS)["phase"] == "Cancelled"
     assert "tool hold" in run.succeeded["message"]
 
 
-def test_a_run_that_is_cancelled_before_it_starts_never_starts(shop: "Shop") -> None:
-    run = shop.run("early")
-    run.waits("AgentNotFound")
-    run.cancel()
-    assert run.ended()["phase"] == "Cancelled"
-    shop.model("early", {"text": "no"})
-    shop.agent("early")
-    shop.waits("Agent", "early", "Resolved")
-    assert run.asked == []
-    assert shop.system.temporal.of(run.workflow_id) == {}
+def test_a_run_that_is_cancelled_before_it_starts_never_starts(mall: "Shop", system: "System") -> None:
+    mall.model("unborn", {"text": "no"})
+    waiting = mall.run("waiting-unborn", agent="unborn")
+    waiting.waits("AgentNotFound")
+    waiting.cancel()
+    waiting.ended()
+    mall.agent("unborn")
+    created_so = mall.run("unborn", cancel=True)
+    mall.run("unborn-2", agent="unborn").answered()
+    for run in (waiting, created_so):
+        assert run.ended()["phase"] == "Cancelled"
+        assert system.temporal.of(run.workflow_id) == {}
 
 
 class TestFinishedRuns:

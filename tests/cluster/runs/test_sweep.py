@@ -1,6 +1,7 @@
 """The sweep repairs what no event told, and never stops what is not ours. On the control plane that sweeps every second."""
 
 import asyncio
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,18 @@ def test_a_workflow_that_was_terminated_by_hand_ends_its_run(shop: "Shop", neigh
     status = run.ended(15)
     assert (status["phase"], run.succeeded["reason"]) == ("Failed", "Terminated")
     assert status["agents"][0]["name"] == "held"
+
+
+def test_a_run_that_was_deleted_while_the_operator_was_away_leaves_no_workflow(
+    shop: "Shop", neighbour: "System"
+) -> None:
+    run = shop.task("held", HOLD, tools=("hold",))
+    neighbour.wait_for("it is under way", lambda: shop.is_called("held"))
+    neighbour.signal("operator", signal.SIGSTOP)
+    run.delete()
+    killed = neighbour.kill("operator")
+    neighbour.wait_for("it is back", lambda: neighbour.is_back("operator", killed))
+    neighbour.temporal.become(run.workflow_id, {run.workflow_id: "TERMINATED"})
 
 
 def test_only_workflows_of_ours_whose_run_is_gone_are_terminated(shop: "Shop", neighbour: "System") -> None:

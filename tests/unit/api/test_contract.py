@@ -86,3 +86,8 @@ class TestDigest:
     def test_is_the_same_in_every_release(self) -> None:
         """Workers of two releases serve one run during a rollout, so this value never changes."""
         assert digest(user("hello")) == "d2713c5c5317c67f9859b2f58376456e14bed36b6163ef4e46986ad78c83a430"
+
+
+@pytest.mark.parametrize("pool", ["default", "shop.eu"])
+def test_a_queue_tells_its_pool(pool: str) -> None:
+    assert contract.pool_of_queue(contract.pool_queue("dalang-1", "shop", pool)) == pool

@@ -31,19 +31,17 @@ async def time_of(city: str) -> dict[str, str]:
 @tool
 def note(file: str, line: str) -> str:
     """Write a line to a file, so that a test can count the calls."""
-    with Path(file).open("a") as notes:
-        notes.write(f"{line}\n")
+    _append(file, line)
     return f"noted {line}"
 
 
 @tool
 async def wait_for(file: str, started: str, attempt_log: str | None = None) -> str:
     """Make the file `started`, then wait until `file` exists."""
-    Path(started).touch()
+    _touch(started)
     if attempt_log:
-        with Path(attempt_log).open("a") as log:
-            log.write("called\n")
-    while not Path(file).exists():  # noqa: ASYNC110, ASYNC240  # the test makes it, from another process
+        _append(attempt_log, "called")
+    while not _exists(file):  # noqa: ASYNC110  # the test makes it, from another process
         await asyncio.sleep(0.02)
     return "waited"
 
@@ -75,7 +73,7 @@ def rubbish(size: int) -> bytes:
 @tool
 async def hold_up(seconds: float, started: str) -> str:
     """Block the event loop it runs on."""
-    Path(started).touch()  # noqa: ASYNC240
+    _touch(started)
     time.sleep(seconds)  # noqa: ASYNC251  # that is what this one is for
     return "held up"
 
@@ -90,3 +88,16 @@ def quotes(size: int) -> str:
 def controls(size: int) -> bytes:
     """Return what is UTF-8 and no text."""
     return b"\x00" * size
+
+
+def _touch(file: str) -> None:
+    Path(file).touch()
+
+
+def _exists(file: str) -> bool:
+    return Path(file).exists()
+
+
+def _append(file: str, line: str) -> None:
+    with Path(file).open("a") as lines:
+        lines.write(f"{line}\n")

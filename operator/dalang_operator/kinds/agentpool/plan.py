@@ -4,7 +4,7 @@ The Deployment is created by POST with its replicas and applied afterwards witho
 `status.build` is written before the Deployment is, so that a quick worker's catalogue finds its build.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
@@ -52,7 +52,7 @@ class Observed:
     pool: Json | None
     deployment: Json | None = None
     is_foreign: bool = False
-    """The Deployment's name is taken by an object that is not this pool's."""
+    """The Deployment's name is taken by an object that is not this pool's; `deployment` is None then."""
     sources: tuple[tuple[str, Json | None], ...] = ()
     """The ConfigMaps of `toolsFrom`, in order; None where there is none."""
     copies: tuple[Json, ...] = ()
@@ -93,7 +93,7 @@ class DeleteCopy:
 
 @dataclass(frozen=True)
 class CreateDeployment:
-    """Create the Deployment. If the name is taken, plan again knowing by whom."""
+    """Create the Deployment. If the name was taken just now, the next reconcile sees by whom."""
 
     body: Json
 
@@ -301,18 +301,17 @@ def _left(patience: timedelta, since: datetime | None, now: datetime) -> float:
 def _write_status(observed: Observed, pool: Json, build: str | None) -> tuple[Action, ...]:
     """Return the status write; the caller skips it when nothing differs. No build means: keep the one there is."""
     before = pool.get("status", {})
-    deployment = None if observed.is_foreign else observed.deployment
     status: Json = {
         **before,
         "observedGeneration": pool["metadata"]["generation"],
         "replicas": wanted_replicas(observed),
-        "readyReplicas": (deployment or {}).get("status", {}).get("readyReplicas", 0),
+        "readyReplicas": (observed.deployment or {}).get("status", {}).get("readyReplicas", 0),
     }
     if build:
         status["build"] = build
     status["conditions"] = with_conditions(
         before.get("conditions", []),
-        [_ready(replace(observed, deployment=deployment), pool, status)],
+        [_ready(observed, pool, status)],
         pool["metadata"]["generation"],
         observed.now,
     )

@@ -116,11 +116,12 @@ class PoolReconciler:
             return observed
         if observed.has_live_run:
             self.facts.idle_since.pop(key, None)
-        deployment = self.cache.deployments.get(ObjectKey(key.namespace, deployment_name(key.name)))
+        deployment = await self._deployment(key)
+        if deployment is not None and not is_ours(deployment, pool):
+            return replace(observed, is_foreign=True)
         observed = replace(
             observed,
             deployment=deployment,
-            is_foreign=deployment is not None and not is_ours(deployment, pool),
             sources=await self._sources(key, pool),
             copies=await self._copies(key, deployment),
             secrets=self._secrets(key.namespace, agents),
@@ -134,6 +135,16 @@ class PoolReconciler:
             observed = replace(observed, queue_is_busy=await self._is_busy(key))
             return replace(observed, has_live_run=self.cache.has_live_run(key))
         return observed
+
+    async def _deployment(self, key: ObjectKey) -> Json | None:
+        """Return the Deployment of the pool's name. A stranger's lacks our label and is not watched, so it is read."""
+        cached = self.cache.deployments.get(ObjectKey(key.namespace, deployment_name(key.name)))
+        if cached is not None:
+            return cached
+        try:
+            return await self.kube.get(DEPLOYMENTS, key.namespace, deployment_name(key.name))
+        except NotFound:
+            return None
 
     def _build_since(self, key: ObjectKey, pool: Json, now: datetime) -> datetime:
         build = pool.get("status", {}).get("build", "")
@@ -192,12 +203,10 @@ class PoolReconciler:
         steps = plan(observed)
         for action in steps.actions:
             try:
-                found = await self._execute(observed, action)
+                await self._execute(observed, action)
             except (Invalid, Forbidden) as error:
                 await self._fail(observed, action, str(error))
                 raise
-            if found is not None:
-                return await self._carry_out(found)
         return steps.requeue_after
 
     async def _fail(self, observed: Observed, action: Action, message: str) -> None:
@@ -205,8 +214,7 @@ class PoolReconciler:
             pool = self.cache.pools.get(observed.key) or observed.pool
             await self._write(pool, failed_status(pool, message, observed.now))
 
-    async def _execute(self, observed: Observed, action: Action) -> Observed | None:
-        """Execute one action; returns a new observation where the rest has to be planned anew."""
+    async def _execute(self, observed: Observed, action: Action) -> None:
         namespace = observed.key.namespace
         match action:
             case CreatePool(body):
@@ -220,12 +228,11 @@ class PoolReconciler:
             case DeleteCopy(name, uid):
                 await self._delete_copy(namespace, name, uid)
             case CreateDeployment(body):
-                return await self._create_deployment(observed, body)
+                await self._create_deployment(observed, body)
             case ApplyDeployment(body):
                 await self._apply_deployment(observed, body)
             case Scale(replicas, reason):
                 await self._scale(observed, replicas, reason)
-        return None
 
     async def _scale(self, observed: Observed, replicas: int, reason: str) -> None:
         assert observed.deployment is not None, "scaling is planned for a Deployment"
@@ -262,19 +269,9 @@ class PoolReconciler:
             return
         logger.info("ConfigMap %s/%s deleted: no worker mounts it", namespace, name)
 
-    async def _create_deployment(self, observed: Observed, body: Json) -> Observed | None:
-        assert observed.pool is not None, "a Deployment is planned for a pool"
-        try:
-            created = await self.kube.create(DEPLOYMENTS, observed.key.namespace, body)
-        except AlreadyExists:
-            current = await self.kube.get(DEPLOYMENTS, observed.key.namespace, deployment_name(observed.key.name))
-            if is_ours(current, observed.pool):
-                self.applied("Deployment", current)
-            pool = self.cache.pools.get(observed.key) or observed.pool
-            return replace(observed, pool=pool, deployment=current, is_foreign=not is_ours(current, observed.pool))
-        self.applied("Deployment", created)
+    async def _create_deployment(self, observed: Observed, body: Json) -> None:
+        self.applied("Deployment", await self.kube.create(DEPLOYMENTS, observed.key.namespace, body))
         logger.info("AgentPool %s: Deployment %s created", observed.key, body["metadata"]["name"])
-        return None
 
     async def _apply_deployment(self, observed: Observed, body: Json) -> None:
         namespace, name = observed.key.namespace, body["metadata"]["name"]

@@ -407,7 +407,7 @@ def _workflow_id(observed: Observed, uid: str) -> str:
 def _pool_name(observed: Observed, run: Json) -> str:
     queue: str = run.get("status", {}).get("workflow", {}).get("taskQueue", "")
     if queue:
-        return queue.rpartition(".")[2]
+        return contract.pool_of_queue(queue)
     return pool_of(observed.agent) if observed.agent else DEFAULT_POOL
 
 

@@ -199,7 +199,7 @@ async def test_a_model_that_stopped_for_good_fails_the_run_and_what_it_said_is_k
     stopped = answer("Once upon a", failure=failure)
     ports, run = FakePorts([stopped]), state()
     thread = Thread("main", [USER])
-    with pytest.raises(RunFailed, match="^limit$") as failed:
+    with pytest.raises(RunFailed, match=r"^limit$") as failed:
         await converse(run, thread, ports)
     assert failed.value.reason is reason
     assert thread.messages == [USER, stopped.message]
@@ -208,7 +208,7 @@ async def test_a_model_that_stopped_for_good_fails_the_run_and_what_it_said_is_k
 
 async def test_a_model_call_that_failed_for_good_fails_the_run() -> None:
     ports, run = FakePorts([RunFailed(Reason.MODEL_FAILED, "401")]), state()
-    with pytest.raises(RunFailed, match="^401$"):
+    with pytest.raises(RunFailed, match=r"^401$"):
         await converse(run, Thread("main", [USER]), ports)
     assert (run.turns, run.input_tokens) == (1, 0)
 
@@ -225,7 +225,7 @@ async def test_a_cancel_reaches_every_tool() -> None:
     never = {"Ubud": asyncio.Event(), "Kuta": asyncio.Event()}
     ports = FakePorts([asks(1, "Ubud", "Kuta")], gates=never)
     task = asyncio.create_task(converse(state(), Thread("main", [USER]), ports))
-    while len(ports.tool_calls) < 2:
+    while len(ports.tool_calls) < 2:  # noqa: ASYNC110  # one turn of the loop is enough
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

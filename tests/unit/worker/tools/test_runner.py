@@ -74,7 +74,7 @@ class TestSync:
         def fail() -> None:
             next(iter(()))
 
-        with pytest.raises(ToolRaisedError, match="^StopIteration$"):
+        with pytest.raises(ToolRaisedError, match=r"^StopIteration$"):
             await runner.run(register(fail), {})
 
     async def test_it_sees_the_context_of_its_caller(self, runner: ToolRunner, register: Register) -> None:

@@ -173,7 +173,7 @@ ONE = Scale(1, "a worker is needed")
             id="a new image is applied to the Deployment of that uid, without replicas",
         ),
         pytest.param(
-            observed(known(), deployment=deployment(known(), replicas=1, ready=1), is_foreign=True, **RUNNING),
+            observed(known(), is_foreign=True, **RUNNING),
             [("status", "NameConflict", 1, 0)],
             id="a stranger's Deployment is not touched",
         ),
