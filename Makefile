@@ -30,7 +30,7 @@ test: install ## every test; the first time it builds the Kubernetes binaries (a
 lint: install ## style, types, layers, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy && $(BIN)/mypy tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m dalang_api.crdgen --check
 

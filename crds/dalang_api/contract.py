@@ -30,11 +30,11 @@ HISTORY_MAX_BYTES = 30 * 1024 * 1024
 """A run whose history grows past this ends with `HistoryLimit` (Temporal ends it without a word at 50 MiB)."""
 HISTORY_MAX_EVENTS = 30_000
 """Likewise in events (Temporal: 51,200)."""
-OUTPUT_MAX_CHARS = 8192
+OUTPUT_MAX_BYTES = 8192
 """The most of the answer that stands in the status."""
 RECENT_MESSAGES = 6
 """How many of the last messages stand in the status."""
-RECENT_MESSAGE_MAX_CHARS = 1024
+RECENT_MESSAGE_MAX_BYTES = 1024
 """The most of each of them."""
 
 TURN_MAX_CALLS = 32

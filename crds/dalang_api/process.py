@@ -16,7 +16,7 @@ from pythonjsonlogger.json import JsonFormatter
 from temporalio.client import Client, KeepAliveConfig
 from temporalio.contrib.pydantic import PydanticJSONPlainPayloadConverter
 from temporalio.converter import CompositePayloadConverter, DataConverter, DefaultPayloadConverter
-from temporalio.service import RetryConfig, TLSConfig
+from temporalio.service import GrpcCompression, RetryConfig, TLSConfig
 
 from dalang_api.contract import Wire
 
@@ -114,6 +114,7 @@ async def connect(settings: ProcessSettings, *, identity: str, lazy: bool = Fals
         tls=tls,
         api_key=api_key,
         lazy=lazy,
+        grpc_compression=GrpcCompression.NONE,  # the SDK's gzip takes 0.25 ms of CPU per call; our messages are small
         keep_alive_config=KeepAliveConfig(interval_millis=10_000, timeout_millis=5_000),
         retry_config=RetryConfig(max_elapsed_time_millis=int(timedelta(seconds=10).total_seconds() * 1000)),
     )

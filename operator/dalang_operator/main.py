@@ -18,7 +18,8 @@ from dalang_operator.control import Control
 from dalang_operator.kinds.agentrun.reconcile import RunFacts
 from dalang_operator.kube.client import KubeClient
 from dalang_operator.kube.errors import ApiError
-from dalang_operator.kube.resources import NAMESPACES, Json, ObjectKey
+from dalang_operator.kube.resources import NAMESPACES
+from dalang_operator.reporter.local import ControllersRuns, NoRuns
 from dalang_operator.reporter.thread import ReporterThread
 from dalang_operator.runtime.cache import Cache
 from dalang_operator.runtime.health import Health
@@ -30,7 +31,7 @@ from dalang_operator.temporal.workflows import Workflows
 
 logger = logging.getLogger("dalang_operator")
 
-PROBE_SECONDS = 3.0
+PROBE_SECONDS = 5.0
 STOP_SECONDS = 8.0
 """How long a stop may take: reports in flight end, the Lease is released."""
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -103,9 +104,8 @@ async def _run_parts(settings: OperatorSettings, kube: KubeClient, health: Healt
     parts = [asyncio.ensure_future(_probe(kube, workflows, health)), asyncio.ensure_future(stop.wait())]
     lease = reporter = None
     if "reporter" in settings.components:
-        has_cache = "controller" in settings.components
-        cached_run, ended = (cache.runs.get, run_facts.end) if has_cache else (_no_cache, _ignore)
-        reporter = ReporterThread(settings, installation, cached_run, ended, health)
+        local = ControllersRuns(cache, run_facts) if "controller" in settings.components else NoRuns()
+        reporter = ReporterThread(settings, installation, local, health)
         reporter.start()
     if "controller" in settings.components:
         lease = Lease(kube, *_lease_name(settings, installation), process_identity())
@@ -154,14 +154,6 @@ async def _probe(kube: KubeClient, workflows: Workflows, health: Health) -> None
         else:
             health.ready("temporal")
         await asyncio.sleep(PROBE_SECONDS)
-
-
-def _no_cache(_: ObjectKey) -> None:
-    return None
-
-
-def _ignore(_: Json) -> None:
-    return None
 
 
 def _lease_name(settings: OperatorSettings, installation: str) -> tuple[str, str]:

@@ -198,4 +198,4 @@ async def test_a_long_answer_is_cut_in_the_status(world: "World") -> None:
     async with world.serving():
         run = await world.start({"text": "ü" * 9000})
         ended = await run.end()
-    assert (ended.report.output, ended.report.output_truncated) == ("ü" * contract.OUTPUT_MAX_CHARS, True)
+    assert (ended.report.output, ended.report.output_truncated) == ("ü" * (contract.OUTPUT_MAX_BYTES // 2), True)

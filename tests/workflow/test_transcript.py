@@ -13,6 +13,7 @@ from dalang_api.contract import (
     TranscriptPage,
     TranscriptRequest,
 )
+from dalang_worker import main
 from dalang_worker.conductor.thread import Thread
 from dalang_worker.transcripts import Snapshots, Transcripts
 from temporalio.client import WorkflowHistory
@@ -214,8 +215,9 @@ async def test_a_worker_that_does_not_remember_makes_the_same_calls(world: "Worl
     assert sorted(await disturbed.attempts("tool")) == [1, 1, 1, 2]
 
 
-async def test_two_workers_share_a_run(world: "World") -> None:
+async def test_two_workers_share_a_run(world: "World", monkeypatch: pytest.MonkeyPatch) -> None:
     """With no cache of workflows, turn after turn goes to whichever worker asks first."""
+    monkeypatch.setattr(main, "MAX_CACHED_WORKFLOWS", 0)
     turns = [calls(("weather", {"city": f"city-{number}"}), ("say", {"size": 10})) for number in range(6)]
     async with world.reporter(), world.worker(pod="one"), world.worker(pod="two"):
         runs = await asyncio.gather(*(world.start(*turns, {"text": "done"}, tools=RUN_TOOLS) for _ in range(6)))

@@ -37,22 +37,22 @@ def main(argv: list[str]) -> int:
     """Run until SIGTERM or SIGINT; return the exit code."""
     settings = CliApp.run(WorkerSettings, cli_args=argv)
     process.configure_logging(settings)
-    try:
-        asyncio.run(run(settings))
-    except OSError as error:
-        log.error("cannot serve on %s: %s; set --http-address", settings.http_address, error)
-        return 1
+    exit_code = asyncio.run(run(settings))
     # temporalio may abort at interpreter exit after everything is done (sdk-python #300).
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(exit_code)
 
 
-async def run(settings: WorkerSettings) -> None:
-    """Serve the pool's task queue until a signal asks to stop, then drain."""
+async def run(settings: WorkerSettings) -> int:
+    """Serve the pool's task queue until a signal asks to stop, then drain; return the exit code."""
     stopping = _stop_on_signal()
     missing = "Temporal has not been reached yet"
-    http = await process.serve_http(settings.http_address, lambda: missing)
+    try:
+        http = await process.serve_http(settings.http_address, lambda: missing)
+    except OSError as error:
+        log.error("cannot serve on %s: %s; set --http-address", settings.http_address, error)
+        return 1
     catalogue = load_tools(settings.tool_modules, settings.tools_path)
     client = await _connect(settings, stopping)
     if client is not None:
@@ -65,6 +65,7 @@ async def run(settings: WorkerSettings) -> None:
             publishing.cancel()
             log.info("stopping: waiting up to %g s for the activities under way", settings.drain_seconds)
     await http.cleanup()
+    return 0
 
 
 def _stop_on_signal() -> asyncio.Event:

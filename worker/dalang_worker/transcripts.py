@@ -13,7 +13,16 @@ from typing import Any, TypeVar
 
 from cachetools import LRUCache
 from dalang_api import contract
-from dalang_api.contract import Message, ModelCall, Snapshot, TranscriptPage, TranscriptRequest
+from dalang_api.contract import (
+    Message,
+    ModelCall,
+    Snapshot,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+    TranscriptPage,
+    TranscriptRequest,
+)
 from temporalio.client import Client, WorkflowHandle
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, TemporalError
 
@@ -22,6 +31,8 @@ QUERY_DEADLINE = timedelta(seconds=15)
 
 MESSAGE_OVERHEAD_BYTES = 600
 """About what a small message takes in memory beside its words."""
+
+SNAPSHOTS_MAX_BYTES = 32 * 1024 * 1024
 
 T = TypeVar("T")
 RunKey = tuple[str, str]
@@ -105,11 +116,13 @@ class Transcripts:
 
 
 class Snapshots:
-    """The snapshots of the last runs, by digest; runs of the same agents share one."""
+    """The snapshots of the last runs, bounded in bytes, by digest; runs of the same agents share one."""
 
-    def __init__(self, client: Client, max_count: int = 256) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
-        self._snapshots: LRUCache[str, Snapshot] = LRUCache(maxsize=max_count)
+        self._snapshots: LRUCache[str, Snapshot] = LRUCache(
+            maxsize=SNAPSHOTS_MAX_BYTES, getsizeof=lambda snapshot: len(snapshot.model_dump_json())
+        )
         self._asked: dict[str, asyncio.Task[Snapshot]] = {}
 
     async def get(self, run: RunKey, digest: str) -> Snapshot:
@@ -147,4 +160,13 @@ def _unavailable(message: str) -> ApplicationError:
 
 
 def _size_bytes(message: Message) -> int:
-    return MESSAGE_OVERHEAD_BYTES + len(message.model_dump_json())
+    size = MESSAGE_OVERHEAD_BYTES
+    for part in message.parts:
+        match part:
+            case TextPart():
+                size += len(part.text)
+            case ToolCallPart():
+                size += len(part.arguments)
+            case ToolResultPart():
+                size += len(part.output)
+    return size

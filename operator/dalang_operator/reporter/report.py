@@ -18,6 +18,7 @@ from dalang_operator.kube.client import KubeClient
 from dalang_operator.kube.errors import ApiError, Conflict, NotFound
 from dalang_operator.kube.resources import AGENT_RUNS, Json, ObjectKey, uid_of
 from dalang_operator.kube.status import write_status
+from dalang_operator.reporter.local import LocalRuns
 from dalang_operator.runtime.cache import is_finished
 from dalang_operator.runtime.metrics import REPORTS
 
@@ -65,11 +66,8 @@ class RunReporter:
     namespaces: frozenset[str]
     """Watched namespaces; empty means all."""
     kube: KubeClient
-    cached_run: Callable[[ObjectKey], Json | None]
-    """The controller's cached object, if it runs in this process: saves a read. A write bound to it that comes too late
-    is refused by the server, and the object is read."""
-    finished: Callable[[Json], None]
-    """Told of each run whose last report was written, as it is now."""
+    local: LocalRuns
+    """The controller, if it runs in this process."""
     now: Callable[[], datetime]
 
     @activity.defn(name=REPORT_ACTIVITY)
@@ -90,26 +88,38 @@ class RunReporter:
             raise retryable(error) from error
 
     async def _write(self, report: RunReport, target: WorkflowTarget) -> str:
+        if not report.finished_at:
+            return (await self._write_once(report, target))[0]
+        ended = None
+        self.local.ending(target.suffix)
+        try:
+            outcome, ended = await self._write_once(report, target)
+        finally:
+            self.local.ended(target.suffix, ended)
+        return outcome
+
+    async def _write_once(self, report: RunReport, target: WorkflowTarget) -> tuple[str, Json | None]:
+        """Return what became of the report, and the run if this report ended it."""
         key = ObjectKey(target.namespace, target.name)
-        run = self.cached_run(key)
+        workflow_id = activity.info().workflow_id or ""
+        run = self.local.cached(key)
         for attempt in range(ATTEMPTS):
             if attempt or run is None or refusal(report, run, target):
                 run = await self._read(key)
             why_not = refusal(report, run, target)
             if run is None or why_not:
-                return str(why_not)
-            workflow_id = activity.info().workflow_id or ""
+                return str(why_not), None
+            status = run_status(report, run, workflow_id, self.now())
             try:
-                status = run_status(report, run, workflow_id, self.now())
                 written = await write_status(self.kube, AGENT_RUNS, run, status, "reporter")
             except Conflict:
                 continue
             except NotFound:
-                return "deleted"
-            if written and is_finished(written):
-                self.finished(written)
-                logger.info("AgentRun %s: %s", key, report.reason)
-            return "written"
+                return "deleted", None
+            if not (written and is_finished(written)):
+                return "written", None
+            logger.info("AgentRun %s: %s", key, report.reason)
+            return "written", written
         raise Conflict(f"AgentRun {key} changed under {ATTEMPTS} attempts")
 
     async def _read(self, key: ObjectKey) -> Json | None:

@@ -7,7 +7,6 @@ delay the Lease. Any replica may serve: the guards of a report make order and nu
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from importlib.metadata import version
@@ -17,8 +16,8 @@ from dalang_api.process import connect
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from dalang_operator.kube.client import KubeClient
-from dalang_operator.kube.resources import Json, ObjectKey
 from dalang_operator.reporter.catalogue import CataloguePublisher, PublishTools
+from dalang_operator.reporter.local import LocalRuns
 from dalang_operator.reporter.report import RunReporter
 from dalang_operator.runtime.clock import utc_now
 from dalang_operator.runtime.health import Health
@@ -41,14 +40,12 @@ class ReporterThread:
         self,
         settings: OperatorSettings,
         installation: str,
-        cached_run: Callable[[ObjectKey], Json | None],
-        finished: Callable[[Json], None],
+        local: LocalRuns,
         health: Health,
     ) -> None:
         self._settings = settings
         self._installation = installation
-        self._cached_run = cached_run
-        self._finished = finished
+        self._local = local
         self._health = health
         self._thread = threading.Thread(target=self._main, name="reporter", daemon=True)
         self._loop = asyncio.new_event_loop()
@@ -82,7 +79,7 @@ class ReporterThread:
     async def _serve(self, kube: KubeClient) -> None:
         client = await connect(self._settings, identity=f"reporter@{self._installation}")
         namespaces = frozenset(self._settings.watch_namespace)
-        runs = RunReporter(self._installation, namespaces, kube, self._cached_run, self._finished, utc_now)
+        runs = RunReporter(self._installation, namespaces, kube, self._local, utc_now)
         catalogues = CataloguePublisher(self._installation, namespaces, kube, utc_now)
         worker = Worker(
             client,

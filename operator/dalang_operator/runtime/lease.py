@@ -85,9 +85,12 @@ class Lease:
         self._identity = identity
         self._held = asyncio.Event()
         self._renewed_at = float("-inf")
+        self._written: Json | None = None
+        """The Lease as our last turn left it: writing it again needs no read, and is refused if another wrote."""
         self._seen: tuple[str, str] | None = None
         self._seen_at = 0.0
         self._ever_held = False
+        self._is_released = False
         self._gauge = IS_LEADER.labels(name)
 
     @property
@@ -100,18 +103,18 @@ class Lease:
         await self._held.wait()
 
     async def run(self) -> None:
-        """Acquire the Lease and keep it, for ever.
+        """Acquire the Lease and keep it, until it is released.
 
         Raises:
             LeaseLost: We held it, and now another does.
         """
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._is_released:
             try:
                 async with asyncio.timeout((RENEW_DEADLINE - RENEW_EVERY).total_seconds()):
                     await self._turn(loop)
-            except (Conflict, AlreadyExists):
-                continue  # somebody wrote it just now; look who
+            except (Conflict, AlreadyExists, NotFound):
+                continue  # somebody wrote or deleted it just now; look who
             except Forbidden as error:
                 logger.warning("lease %s/%s: %s", self._namespace, self._name, error)
             except (ApiError, TimeoutError) as error:
@@ -124,9 +127,10 @@ class Lease:
 
     async def release(self) -> None:
         """Give the Lease up, so that a successor need not wait for it to run out."""
+        self._is_released = True
+        self._held.clear()
         if not self._ever_held:
             return
-        self._held.clear()
         try:
             lease = await self._kube.get(LEASES, self._namespace, self._name)
             if lease["spec"].get("holderIdentity") == self._identity:
@@ -137,10 +141,12 @@ class Lease:
 
     async def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         begin = loop.time()
+        lease, self._written = self._written, None
         try:
-            lease = await self._kube.get(LEASES, self._namespace, self._name)
+            if lease is None:
+                lease = await self._kube.get(LEASES, self._namespace, self._name)
         except NotFound:
-            await self._kube.create(LEASES, self._namespace, self._body(None))
+            self._written = await self._kube.create(LEASES, self._namespace, self._body(None))
             self._hold(begin)
             return
         holder = lease["spec"].get("holderIdentity") or ""
@@ -149,11 +155,13 @@ class Lease:
                 raise LeaseLost(f"lease {self._name} is now held by {holder}")
             if not (is_dead(holder) or self._has_run_out(lease, loop.time())):
                 return
-        await self._kube.replace(LEASES, self._namespace, self._name, self._body(lease))
+        self._written = await self._kube.replace(LEASES, self._namespace, self._name, self._body(lease))
         self._hold(begin)
 
     def _hold(self, since: float) -> None:
         self._renewed_at = since
+        if self._is_released:
+            return
         if not self.is_held:
             logger.info("lease %s held; the controller acts", self._name)
         self._ever_held = True

@@ -633,6 +633,14 @@ def shop(system: System, tmp_path: Path) -> Iterator[Shop]:
 @pytest.fixture(scope="session")
 def mall(system: System, tmp_path_factory: pytest.TempPathFactory) -> Shop:
     """A namespace that all tests share who disturb nobody, each under names of its own: one worker serves them."""
-    opened = system.open_shop(tmp_path_factory.mktemp("mall"))
+    opened = system.open_shop(tmp_path_factory.mktemp("mall"), "mall")
+    opened.pool()
+    return opened
+
+
+@pytest.fixture(scope="session")
+def annex(neighbour: System, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """Such a namespace of the neighbour's, of the very same name."""
+    opened = neighbour.open_shop(tmp_path_factory.mktemp("annex"), "mall")
     opened.pool()
     return opened

@@ -4,9 +4,9 @@ All cases of a table are started together and served by one worker; each test wa
 """
 
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +21,7 @@ Object = dict[str, Any]
 KEY = "sk-proj-Never5hownT0Anyb0dy"
 REFUSED = {"openAI": {"baseURL": "http://127.0.0.1:9/v1"}}
 DONE = {"text": "Done."}
+BLOCK_SECONDS = 15.0
 
 
 def keyed(secret: str, key: str = "api-key") -> Object:
@@ -152,7 +153,7 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def cases(mall: "Shop") -> dict[str, "Run"]:
+def cases(mall: "Shop", system: "System") -> dict[str, "Run"]:
     """Every case, started."""
     mall.put("Secret", "key", stringData={"api-key": KEY})
     runs = {}
@@ -161,6 +162,11 @@ def cases(mall: "Shop") -> dict[str, "Run"]:
         mall.agent(case.name)
     for case in CASES:
         runs[case.id] = mall.run(case.name, limits={"timeout": case.timeout})
+    runs["blocking"] = mall.task("blocking", calls("block", seconds=BLOCK_SECONDS), DONE, tools=("block",))
+    system.wait_for("the tool blocks", lambda: any(call["tool"] == "block" for call in mall.calls))
+    late = {**DONE, "latencySeconds": BLOCK_SECONDS - 3}
+    for name, answer in (("quick", DONE), ("patient", late)):
+        runs[name] = mall.task(name, calls("stamp", key=name), answer, tools=("stamp",))
     return runs
 
 
@@ -226,21 +232,21 @@ def test_output_that_is_too_long_or_not_utf8_is_cut_with_a_mark(mall: "Shop") ->
     assert "caf�" in garble
 
 
-def test_a_tool_that_blocks_its_loop_disturbs_no_other_run(mall: "Shop", system: "System") -> None:
-    blocking = mall.task("blocking", calls("block", seconds=15), DONE, tools=("block",))
-    system.wait_for("the tool blocks", lambda: any(call["tool"] == "block" for call in mall.calls))
-    begin = time.monotonic()
-    mall.model("beside", calls("stamp", key="beside"), {"text": "Done.", "latencySeconds": 11})
-    mall.agent("beside", tools=("stamp",))
-    beside = mall.run("beside")
-    quick = mall.task("quick", calls("stamp", key="quick"), DONE, tools=("stamp",))
-    quick.answered()
-    assert time.monotonic() - begin < 8
-    beside.answered()
-    assert len(beside.asked) == 2
-    blocking.answered()
-    assert len(blocking.asked) == 2
+def test_a_tool_that_blocks_its_loop_disturbs_no_other_run(cases: dict[str, "Run"], mall: "Shop") -> None:
+    """The other two were created when it began: one needs the tools' loop, the other a model that answers late."""
+    blocking, quick, patient = (cases[name] for name in ("blocking", "quick", "patient"))
+    for run in (blocking, quick, patient):
+        run.answered()
+        assert len(run.asked) == 2
+    assert quick.status["finishedAt"] < blocking.status["finishedAt"]
+    assert seconds_of(blocking) > BLOCK_SECONDS > seconds_of(quick) * 1.5
     assert [call["tool"] for call in mall.calls].count("block") == 1
+
+
+def seconds_of(run: "Run") -> float:
+    """Return how long a run took."""
+    start, end = (datetime.fromisoformat(run.status[name]) for name in ("startedAt", "finishedAt"))
+    return (end - start).total_seconds()
 
 
 # ── Pools ──────────────────────────────────────────────────────────────────────────────────────────────────────────

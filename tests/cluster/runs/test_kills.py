@@ -4,7 +4,6 @@ One kill meets all moments at once: of each run one model or tool call lasts unt
 been created and some are anywhere.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,15 +17,19 @@ TOOL_CALLS = (1, 2, 3)
 TURNS = (1, 2, 3, 4)
 LONG_SECONDS = 40.0
 """Far longer than it takes until the kill, and given up after it."""
+PAIR_SECONDS = 12.0
+"""Longer than it takes until the kill; on the worker that is left it goes on."""
 
 
 class Task:
     """A run of three tool calls, one of whose calls lasts until the kill has happened."""
 
-    def __init__(self, shop: "Shop", name: str, kill: "Kill", *, in_model: int = 0, in_tool: int = 0) -> None:
-        self.shop, self.name, self.kill, self.in_model, self.in_tool = shop, name, kill, in_model, in_tool
-        self.model(kill.in_flight_seconds, create=True)
-        shop.agent(name, tools=("stamp", "hold"))
+    def __init__(
+        self, shop: "Shop", name: str, *, pool: str = "default", in_model: int = 0, in_tool: int = 0, seconds: float = 0
+    ) -> None:
+        self.shop, self.name, self.in_model, self.in_tool = shop, name, in_model, in_tool
+        self.model(seconds, create=True)
+        shop.agent(name, tools=("stamp", "hold"), pool=pool)
         self.run: Run
 
     def model(self, in_flight_seconds: float, *, create: bool = False) -> None:
@@ -57,7 +60,7 @@ class Task:
             return self.shop.is_called(self.key(self.in_tool))
         return self.run.is_asked(self.in_model)
 
-    def check_its_calls(self) -> None:
+    def check_its_calls(self, *, loses_calls: bool) -> None:
         """No recorded call is made again, and whatever is asked again is asked in the same words.
 
         So a worker that has lost its transcripts, or never had them, makes the calls the first would have made.
@@ -66,7 +69,7 @@ class Task:
         calls = [call["key"] for call in self.shop.calls if call["key"].startswith(f"{self.name}-")]
         assert set(calls) == {self.key(number) for number in TOOL_CALLS}
         asked = self.run.asked
-        if not self.kill.loses_calls:
+        if not loses_calls:
             assert (len(calls), len(asked)) == (len(TOOL_CALLS), len(TURNS))
         said = asked[-1]["body"]["messages"]
         for request in asked:
@@ -81,38 +84,30 @@ class Task:
             self.shop.let_go(self.key(self.in_tool))
 
 
-@dataclass(frozen=True)
-class Kill:
-    """What is killed."""
-
-    id: str
-    parts: tuple[str, ...]
-    workers: int = 1
-    in_flight_seconds: float = LONG_SECONDS
-    """How long what is in flight lasts where it is not asked for again."""
-
-    @property
-    def loses_calls(self) -> bool:
-        return "worker" in self.parts
-
-
-KILLS = [
-    Kill("the operator", ("operator",), in_flight_seconds=4),
-    Kill("one of two workers", ("worker",), workers=2, in_flight_seconds=12),
-    Kill("the worker", ("worker",)),
-    Kill("the operator and the worker", ("operator", "worker")),
-]
-
-
-@pytest.mark.parametrize("kill", KILLS, ids=lambda kill: kill.id)
-def test_a_kill_loses_and_repeats_nothing(system: "System", shop: "Shop", kill: Kill) -> None:
-    shop.pool(scaling={"minReplicas": kill.workers})
-    held = [Task(shop, f"in-model-{number}", kill, in_model=number) for number in TURNS]
-    held += [Task(shop, f"in-tool-{number}", kill, in_tool=number) for number in TOOL_CALLS]
-    anywhere = [Task(shop, f"anywhere-{number}", kill) for number in range(5)]
-    fresh = [Task(shop, f"fresh-{number}", kill) for number in range(3)]
-    wait_for = system.wait_for
-    wait_for("the workers", lambda: shop.deployment().get("status", {}).get("readyReplicas") == kill.workers)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(("operator",), id="of the operator"),
+        pytest.param(("workers",), id="of workers"),
+        pytest.param(("operator", "workers"), id="of the operator and of workers"),
+    ],
+)
+def test_a_kill_loses_and_repeats_nothing(system: "System", shop: "Shop", parts: tuple[str, ...]) -> None:
+    """Of the workers: the only one of one pool, and one of the two of another."""
+    wait_for, loses_calls = system.wait_for, "workers" in parts
+    shop.pool()
+    shop.pool("pair", scaling={"minReplicas": 2})
+    # What is in flight on a lost worker is asked for again, and then quick; else it lasts as long as it says.
+    seconds = {"default": LONG_SECONDS, "pair": PAIR_SECONDS} if loses_calls else {"default": 4.0, "pair": 4.0}
+    held = [
+        Task(shop, f"{pool}-model-{number}", pool=pool, in_model=number, seconds=seconds[pool])
+        for pool in seconds
+        for number in TURNS
+    ]
+    held += [Task(shop, f"tool-{number}", in_tool=number) for number in TOOL_CALLS]
+    anywhere = [Task(shop, f"anywhere-{number}") for number in range(5)]
+    fresh = [Task(shop, f"fresh-{number}") for number in range(3)]
+    wait_for("two workers", lambda: shop.deployment("pair").get("status", {}).get("readyReplicas") == 2)
     for task in held:
         task.start()
     wait_for("all that are held are at their moment", lambda: all(task.is_there() for task in held))
@@ -121,8 +116,14 @@ def test_a_kill_loses_and_repeats_nothing(system: "System", shop: "Shop", kill: 
         wait_for("it has begun", lambda task=task: task.run.asked)  # type: ignore[misc]
     for task in fresh:
         task.start()
-    worker = f"worker-{shop.namespace}-{shop.pods()[0]['metadata']['name']}"
-    pids = {part: system.kill(part) for part in (worker if part == "worker" else part for part in kill.parts)}
+    names = (
+        []
+        if not loses_calls
+        else [f"worker-{shop.namespace}-{shop.pods(pool)[0]['metadata']['name']}" for pool in seconds]
+    )
+    if "operator" in parts:
+        names.append("operator")
+    pids = {name: system.kill(name) for name in names}
     for task in held:
         task.go_on()
     for task in [*held, *anywhere, *fresh]:
@@ -131,8 +132,8 @@ def test_a_kill_loses_and_repeats_nothing(system: "System", shop: "Shop", kill: 
         assert status["turns"] == len(TURNS)
         assert status["workflow"]["id"] == task.run.workflow_id
         assert len(status["agents"]) == 1
-        task.check_its_calls()
-    for part, pid in pids.items():
-        wait_for(f"{part} is back", lambda part=part, pid=pid: system.is_back(part, pid))  # type: ignore[misc]
+        task.check_its_calls(loses_calls=loses_calls)
+    for name, pid in pids.items():
+        wait_for(f"{name} is back", lambda name=name, pid=pid: system.is_back(name, pid))  # type: ignore[misc]
     wanted = {run.workflow_id: "COMPLETED" for run in shop.runs}
     system.temporal.become(f"{system.installation}.{shop.namespace}.", wanted)

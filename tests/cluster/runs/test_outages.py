@@ -34,34 +34,32 @@ def away(system: "System", part: str) -> Iterator[None]:
 
 
 @contextmanager
-def nobody_is_restarted(system: "System", shop: "Shop", *but: str) -> Iterator[None]:
+def nobody_is_restarted(system: "System", mall: "Shop", *but: str) -> Iterator[None]:
     """Compare the processes of all parts before and after."""
 
     def pids() -> dict[str, Any]:
         ours = {name: part["pid"] for name, part in system.parts().items() if name not in but}
-        return {name: pid for name, pid in ours.items() if not name.startswith("worker-") or shop.namespace in name}
+        return {name: pid for name, pid in ours.items() if not name.startswith("worker-") or mall.namespace in name}
 
     before = pids()
     yield
     assert pids() == before
 
 
-def test_the_api_server_is_away(system: "System", shop: "Shop") -> None:
-    shop.pool()
-    shop.task("warm-up", {"text": "Done."}).answered()
-    ending = shop.task("ending", *work("ending"), tools=("stamp",), latencySeconds=2)
+def test_the_api_server_is_away(system: "System", mall: "Shop") -> None:
+    ending = mall.task("ending", *work("ending"), tools=("stamp",), latencySeconds=2)
     hold = {"toolCalls": [{"name": "hold", "arguments": {"key": "outlasting"}}]}
-    outlasting = shop.task("outlasting", hold, *work("outlasting"), tools=("stamp", "hold"))
-    failing = shop.task("failing", model={"name": "unauthorized"})
-    shop.model("later", {"text": "Later."})
-    shop.agent("later")
-    system.wait_for("both are under way", lambda: ending.asked and shop.is_called("outlasting"))
+    outlasting = mall.task("outlasting", hold, *work("outlasting"), tools=("stamp", "hold"))
+    failing = mall.task("failing", model={"name": "unauthorized"})
+    mall.model("after-the-api", {"text": "Later."})
+    mall.agent("after-the-api")
+    system.wait_for("both are under way", lambda: ending.asked and mall.is_called("outlasting"))
     failing.ended()
-    with nobody_is_restarted(system, shop):
+    with nobody_is_restarted(system, mall):
         with away(system, "kube-apiserver"):
             system.wait_for("the run goes on meanwhile", lambda: ending.is_asked(4), 20)
-        shop.let_go("outlasting")
-        later = system.wait_for("a run can be created", lambda: shop.run("later"))
+        mall.let_go("outlasting")
+        later = system.wait_for("a run can be created", lambda: mall.run("after-the-api"))
         for run in (ending, outlasting, later):
             run.answered()
             run.check_no_call_was_repeated()
@@ -69,18 +67,16 @@ def test_the_api_server_is_away(system: "System", shop: "Shop") -> None:
         system.wait_for("all is ready", lambda: all(part["ready"] for part in system.parts().values()))
 
 
-def test_temporal_is_away(system: "System", shop: "Shop") -> None:
-    shop.pool()
-    shop.task("warm-up", {"text": "Done."}).answered()
+def test_temporal_is_away(system: "System", mall: "Shop") -> None:
     names = ("going-0", "going-1", "going-2")
-    runs = [shop.task(name, *work(name), tools=("stamp",), latencySeconds=1) for name in names]
-    stopped = {name: shop.task(name, {"text": "too late"}, latencySeconds=120) for name in ("deleted", "cancelled")}
-    shop.model("later", {"text": "Later."})
-    shop.agent("later")
+    runs = [mall.task(name, *work(name), tools=("stamp",), latencySeconds=1) for name in names]
+    stopped = {name: mall.task(name, {"text": "too late"}, latencySeconds=120) for name in ("deleted", "cancelled")}
+    mall.model("during-temporal", {"text": "Later."})
+    mall.agent("during-temporal")
     system.wait_for("all are under way", lambda: all(run.asked for run in [*runs, *stopped.values()]))
-    with nobody_is_restarted(system, shop):
+    with nobody_is_restarted(system, mall):
         with away(system, "temporal"):
-            later = shop.run("later")
+            later = mall.run("during-temporal")
             stopped["deleted"].delete()
             stopped["cancelled"].cancel()
             assert "Temporal" in later.waits("StartFailed", 40)
@@ -93,20 +89,18 @@ def test_temporal_is_away(system: "System", shop: "Shop") -> None:
         system.wait_for("all is ready", lambda: all(part["ready"] for part in system.parts().values()))
 
 
-def test_servers_are_killed(system: "System", shop: "Shop") -> None:
+def test_servers_are_killed(system: "System", mall: "Shop") -> None:
     """All of them, one after the other, in the middle of the same runs."""
     servers = ("kube-apiserver", "etcd", "temporal", "kube-controller-manager")
-    shop.pool()
-    shop.task("warm-up", {"text": "Done."}).answered()
     runs: list[Run] = []
-    with nobody_is_restarted(system, shop, *servers):
+    with nobody_is_restarted(system, mall, *servers):
         for server in servers:
             name = f"at-{server}"
-            runs.append(shop.task(name, *work(name, 8), tools=("stamp",), latencySeconds=1))
+            runs.append(mall.task(name, *work(name, 4), tools=("stamp",), latencySeconds=1))
             system.wait_for("it is under way", lambda: runs[-1].asked)
             killed = system.kill(server)
             system.wait_for(f"{server} is back", lambda: system.is_back(server, killed))  # noqa: B023 called at once
-            system.wait_for("the API server answers", lambda: shop.all("AgentRun"))
+            system.wait_for("the API server answers", lambda: mall.all("AgentRun"))
         for run in runs:
             run.answered(90)
             run.check_no_call_was_repeated()

@@ -1,6 +1,5 @@
 """A run that meets nothing unusual: what the user sees, and what it costs the API server and Temporal."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,18 +28,18 @@ def test_the_quickstart_answers_with_what_its_tool_said(system: "System", reques
 
 
 def test_the_status_tells_what_happened(mall: "Shop") -> None:
-    call = {"toolCalls": [{"name": "stamp", "arguments": {"key": "letter"}}]}
+    call = {"toolCalls": [{"name": "stamp", "arguments": {"key": "report"}}]}
     run = mall.task("clerk", call, {"text": "Tool said: {{last_tool}}"}, tools=("stamp",))
     status = run.answered()
     agent = mall.get("Agent", "clerk")["metadata"]
-    assert status["output"] == "Tool said: stamped letter"
+    assert status["output"] == "Tool said: stamped report"
     assert status["agent"] == "clerk"
     assert status["agents"] == [{"name": "clerk", "uid": agent["uid"], "generation": agent["generation"]}]
     assert [(message["role"], message.get("sender"), message["content"]) for message in status["messages"]] == [
         ("User", None, "Do it."),
-        ("Assistant", "clerk", '→ stamp({"key": "letter"})'),
-        ("Tool", "stamp", "stamped letter"),
-        ("Assistant", "clerk", "Tool said: stamped letter"),
+        ("Assistant", "clerk", '→ stamp({"key": "report"})'),
+        ("Tool", "stamp", "stamped report"),
+        ("Assistant", "clerk", "Tool said: stamped report"),
     ]
     assert status["turns"] == 2
     assert status["usage"]["totalTokens"] == status["usage"]["inputTokens"] + status["usage"]["outputTokens"]
@@ -49,33 +48,28 @@ def test_the_status_tells_what_happened(mall: "Shop") -> None:
     assert run.succeeded["reason"] == "Answered"
 
 
-def test_a_run_costs_two_writes_and_one_workflow_and_then_nothing(neighbour: "System", tmp_path: Path) -> None:
+def test_a_run_costs_two_writes_and_one_workflow_and_then_nothing(neighbour: "System", annex: "Shop") -> None:
     def status_writes() -> int:
         return neighbour.api_requests(verbs=WRITES, resource="agentruns", subresource="status")
 
     def resyncs() -> int:
         return neighbour.api_requests(verbs=("LIST",), resource="agentmodels")
 
-    shop = neighbour.open_shop(tmp_path)
-    try:
-        shop.pool()
-        call = {"toolCalls": [{"name": "stamp", "arguments": {"key": "letter"}}]}
-        runs = [shop.task("clerk", call, {"text": "Done."}, tools=("stamp",))]
-        runs[0].answered()
-        shop.waits("Agent", "clerk", "Resolved")
-        shop.waits("AgentPool", "default", "Available")
-        before = status_writes()
-        runs += [shop.run(f"letter-{number}", agent="clerk") for number in range(20)]
-        for run in runs:
-            run.answered()
-        assert status_writes() - before == 2 * 20
-        wanted = {run.workflow_id: "COMPLETED" for run in runs}
-        neighbour.temporal.become(f"{neighbour.installation}.{shop.namespace}.", wanted)
-        before, seen = neighbour.api_requests(verbs=WRITES), resyncs()
-        neighbour.wait_for("two resyncs", lambda: resyncs() >= seen + 2)
-        assert neighbour.api_requests(verbs=WRITES) == before
-    finally:
-        shop.close()
+    call = {"toolCalls": [{"name": "stamp", "arguments": {"key": "letter"}}]}
+    runs = [annex.task("clerk", call, {"text": "Done."}, tools=("stamp",))]
+    runs[0].answered()
+    annex.waits("Agent", "clerk", "Resolved")
+    annex.waits("AgentPool", "default", "Available")
+    before = status_writes()
+    runs += [annex.run(f"clerk.{number}", agent="clerk") for number in range(20)]
+    for run in runs:
+        run.answered()
+    assert status_writes() - before == 2 * 20
+    wanted = {run.workflow_id: "COMPLETED" for run in runs}
+    neighbour.temporal.become(f"{neighbour.installation}.mall.clerk.", wanted)
+    before, seen = neighbour.api_requests(verbs=WRITES), resyncs()
+    neighbour.wait_for("two resyncs", lambda: resyncs() >= seen + 2)
+    assert neighbour.api_requests(verbs=WRITES) == before
 
 
 def test_an_agent_and_its_run_may_be_applied_in_any_order(shop: "Shop") -> None:

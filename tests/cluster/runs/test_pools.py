@@ -31,7 +31,6 @@ def test_a_pool_with_a_run_does_not_go_to_zero(mall: "Shop", system: "System") -
     run.answered()
     assert len(run.asked) == 1
     assert {pod["metadata"]["uid"] for pod in mall.pods("hasty")} <= {before}
-    system.wait_for("nobody is left", lambda: not mall.pods("hasty"))
 
 
 def test_a_pool_that_is_deleted_takes_its_deployment_along(mall: "Shop", system: "System") -> None:

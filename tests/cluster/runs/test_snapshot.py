@@ -37,25 +37,13 @@ def test_a_run_goes_on_with_its_agent_as_it_was(mall: "Shop", system: "System") 
 
 
 def test_a_run_goes_on_when_its_agent_and_its_model_are_deleted(mall: "Shop", system: "System") -> None:
-    mall.model("deleted", *held("deleted"))
-    mall.agent("deleted", tools=("hold",))
-    run = mall.run("deleted")
-    uid = mall.get("Agent", "deleted")["metadata"]["uid"]
-    system.wait_for("it is under way", lambda: mall.is_called("deleted"))
-    mall.delete("Agent", "deleted")
-    mall.delete("AgentModel", "deleted")
-    mall.let_go("deleted")
-    assert run.answered()["agents"] == [{"name": "deleted", "uid": uid, "generation": 1}]
-    assert "Agent deleted" in mall.run("deleted-later", agent="deleted").waits("AgentNotFound")
-
-
-def test_a_run_goes_on_when_its_pool_is_deleted_and_made_again(shop: "Shop", system: "System") -> None:
-    shop.pool("desk")
-    run = shop.task("clerk", *held("clerk"), tools=("hold",), pool="desk")
-    system.wait_for("it is under way", lambda: shop.is_called("clerk"))
-    shop.delete("AgentPool", "desk")
-    system.wait_for("its Deployment is collected", lambda: shop.find("Deployment", "dalang-desk") is None)
-    shop.let_go("clerk")
-    shop.pool("desk")
-    run.answered()
-    run.check_no_call_was_repeated()
+    mall.model("removed", *held("removed"))
+    mall.agent("removed", tools=("hold",))
+    run = mall.run("removed")
+    uid = mall.get("Agent", "removed")["metadata"]["uid"]
+    system.wait_for("it is under way", lambda: mall.is_called("removed"))
+    mall.delete("Agent", "removed")
+    mall.delete("AgentModel", "removed")
+    mall.let_go("removed")
+    assert run.answered()["agents"] == [{"name": "removed", "uid": uid, "generation": 1}]
+    assert "Agent removed" in mall.run("removed-later", agent="removed").waits("AgentNotFound")

@@ -2,8 +2,6 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,35 +9,32 @@ from dalang_api.contract import RUN_WORKFLOW
 from temporalio.client import Client
 
 if TYPE_CHECKING:
-    from tests.cluster.runs.conftest import Shop, System
+    from tests.cluster.runs.conftest import Run, Shop, System
 
 pytestmark = pytest.mark.timeout(120)
 
-HOLD = {"toolCalls": [{"name": "hold", "arguments": {"key": "held"}}]}
+
+def held(annex: "Shop", name: str) -> "Run":
+    """Return a run whose tool is called and does not end."""
+    run = annex.task(
+        name, {"toolCalls": [{"name": "hold", "arguments": {"key": name}}]}, {"text": "Done."}, tools=("hold",)
+    )
+    annex.system.wait_for("it is under way", lambda: annex.is_called(name))
+    return run
 
 
-@pytest.fixture
-def shop(neighbour: "System", tmp_path: Path) -> Iterator["Shop"]:
-    opened = neighbour.open_shop(tmp_path)
-    opened.pool()
-    yield opened
-    opened.close()
-
-
-def test_a_workflow_that_was_terminated_by_hand_ends_its_run(shop: "Shop", neighbour: "System") -> None:
-    run = shop.task("held", HOLD, tools=("hold",))
-    neighbour.wait_for("it is under way", lambda: shop.is_called("held"))
+def test_a_workflow_that_was_terminated_by_hand_ends_its_run(annex: "Shop", neighbour: "System") -> None:
+    run = held(annex, "terminated")
     neighbour.temporal.terminate(run.workflow_id)
     status = run.ended(15)
     assert (status["phase"], run.succeeded["reason"]) == ("Failed", "Terminated")
-    assert status["agents"][0]["name"] == "held"
+    assert status["agents"][0]["name"] == run.name
 
 
 def test_a_run_that_was_deleted_while_the_operator_was_away_leaves_no_workflow(
-    shop: "Shop", neighbour: "System"
+    annex: "Shop", neighbour: "System"
 ) -> None:
-    run = shop.task("held", HOLD, tools=("hold",))
-    neighbour.wait_for("it is under way", lambda: shop.is_called("held"))
+    run = held(annex, "deleted-meanwhile")
     neighbour.signal("operator", signal.SIGSTOP)
     run.delete()
     killed = neighbour.kill("operator")
@@ -47,11 +42,10 @@ def test_a_run_that_was_deleted_while_the_operator_was_away_leaves_no_workflow(
     neighbour.temporal.become(run.workflow_id, {run.workflow_id: "TERMINATED"})
 
 
-def test_only_workflows_of_ours_whose_run_is_gone_are_terminated(shop: "Shop", neighbour: "System") -> None:
+def test_only_workflows_of_ours_whose_run_is_gone_are_terminated(annex: "Shop", neighbour: "System") -> None:
     """All are of type AgentRun but one, and open, and nobody serves their queue."""
-    ours, namespace = neighbour.installation, shop.namespace
-    run = shop.task("held", HOLD, tools=("hold",))
-    neighbour.wait_for("it is under way", lambda: shop.is_called("held"))
+    ours, namespace = neighbour.installation, annex.namespace
+    run = held(annex, "beside-orphans")
     uid = "00000000-0000-4000-8000-000000000000"
     orphan = f"{ours}.{namespace}.orphan.{uid}"
     strange = f"{ours}.{namespace}.Möbius & sons/?#%.{uid}"
@@ -87,4 +81,5 @@ def test_only_workflows_of_ours_whose_run_is_gone_are_terminated(shop: "Shop", n
     finally:
         for workflow_id in foreign.values():
             temporal.terminate(workflow_id)
-    shop.let_go("held")
+    annex.let_go(run.name)
+    run.answered()

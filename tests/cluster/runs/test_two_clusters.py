@@ -1,7 +1,5 @@
 """Two control planes with objects of the same names on one Temporal server: nothing crosses."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,52 +9,39 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(120)
 
-HOLD = {"toolCalls": [{"name": "hold", "arguments": {"key": "held"}}]}
-
-
-@pytest.fixture
-def twins(system: "System", neighbour: "System", tmp_path: Path) -> Iterator[tuple["Shop", "Shop"]]:
-    """A namespace of the same name, with objects of the same names, in each."""
-    opened = []
-    for number, each in enumerate((system, neighbour)):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        opened.append(each.open_shop(folder, "twins"))
-    for shop, word in zip(opened, ("first", "second"), strict=True):
-        shop.pool()
-        shop.model("clerk", {"toolCalls": [{"name": "stamp", "arguments": {"key": word}}]}, {"text": f"the {word}"})
-        shop.agent("clerk", tools=("stamp",))
-        shop.model("held", HOLD, {"text": f"the {word}, held"})
-        shop.agent("held", tools=("hold",))
-    yield opened[0], opened[1]
-    for shop in opened:
-        shop.close()
+HOLD = {"toolCalls": [{"name": "hold", "arguments": {"key": "twin-held"}}]}
 
 
 def test_what_has_the_same_name_in_two_clusters_has_nothing_else_in_common(
-    system: "System", neighbour: "System", twins: tuple["Shop", "Shop"]
+    system: "System", neighbour: "System", mall: "Shop", annex: "Shop"
 ) -> None:
-    words = ("first", "second")
+    twins = {"the first": mall, "the second": annex}
+    assert mall.namespace == annex.namespace
     assert system.installation != neighbour.installation
-    runs: dict[str, list[Run]] = {word: [] for word in words}
+    runs: dict[str, list[Run]] = {word: [] for word in twins}
+    for word, shop in twins.items():
+        shop.model("twin", {"toolCalls": [{"name": "stamp", "arguments": {"key": word}}]}, {"text": word})
+        shop.agent("twin", tools=("stamp",))
+        shop.model("twin-held", HOLD, {"text": word})
+        shop.agent("twin-held", tools=("hold",))
     for number in range(5):
-        for shop, word in zip(twins, words, strict=True):
-            runs[word].append(shop.run(f"run-{number}", agent="clerk"))
-    for shop, word in zip(twins, words, strict=True):
+        for word, shop in twins.items():
+            runs[word].append(shop.run(f"twin.{number}", agent="twin"))
+    for word, shop in twins.items():
         for run in runs[word]:
-            assert run.answered()["output"] == f"the {word}"
-        assert len(shop.system.model.requests(shop.model_name("clerk"))) == 2 * 5
-        assert [call["key"] for call in shop.calls] == [word] * 5
+            assert run.answered()["output"] == word
+        assert len(shop.system.model.requests(shop.model_name("twin"))) == 2 * 5
+        assert [call["key"] for call in shop.calls].count(word) == 5
         wanted = {run.workflow_id: "COMPLETED" for run in runs[word]}
-        system.temporal.become(f"{shop.system.installation}.twins.", wanted)
+        system.temporal.become(f"{shop.system.installation}.{shop.namespace}.twin.", wanted)
 
-    ours, theirs = (shop.run("held") for shop in twins)
-    for shop in twins:
-        system.wait_for("both are held", lambda shop=shop: shop.is_called("held"))  # type: ignore[misc]
+    ours, theirs = (shop.run("twin-held") for shop in twins.values())
+    for shop in twins.values():
+        system.wait_for("both are held", lambda shop=shop: shop.is_called("twin-held"))  # type: ignore[misc]
     ours.delete()
-    system.wait_for("the deleted one ends", lambda: system.temporal.state(ours.workflow_id) == "TERMINATED")
+    system.temporal.become(ours.workflow_id, {ours.workflow_id: "TERMINATED"})
     sweeps = neighbour.metric("dalang_sweeps_total", result="success")
     system.wait_for("some sweeps", lambda: neighbour.metric("dalang_sweeps_total", result="success") >= sweeps + 5)
     assert system.temporal.state(theirs.workflow_id) == "RUNNING"
-    twins[1].let_go("held")
-    assert theirs.answered()["output"] == "the second, held"
+    annex.let_go("twin-held")
+    assert theirs.answered()["output"] == "the second"

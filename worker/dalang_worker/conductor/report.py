@@ -30,6 +30,7 @@ def make_report(
     output: str | None = None,
 ) -> RunReport:
     """Return the report of a run's present state."""
+    kept = _first_bytes(output, contract.OUTPUT_MAX_BYTES) if output is not None else None
     return RunReport.model_validate(
         {
             "seq": seq,
@@ -45,8 +46,8 @@ def make_report(
             ],
             "started_at": timestamp(started_at),
             "finished_at": timestamp(finished_at) if finished_at else None,
-            "output": output[: contract.OUTPUT_MAX_CHARS] if output is not None else None,
-            "output_truncated": True if output and len(output) > contract.OUTPUT_MAX_CHARS else None,
+            "output": kept,
+            "output_truncated": True if kept != output else None,
             "messages": [recent for thread in state.threads.values() for recent in recent_messages(thread)],
             "turns": state.turns,
             "input_tokens": state.input_tokens,
@@ -74,6 +75,11 @@ def _entries(message: Message) -> list[RecentMessage]:
 
 
 def _entry(role: str, content: str, sender: str | None) -> RecentMessage:
-    limit = contract.RECENT_MESSAGE_MAX_CHARS
-    cut = content if len(content) <= limit else content[: limit - 1] + "…"
+    limit = contract.RECENT_MESSAGE_MAX_BYTES
+    cut = content if len(content.encode()) <= limit else _first_bytes(content, limit - len("…".encode())) + "…"
     return RecentMessage.model_validate({"role": role, "content": cut, "sender": sender})
+
+
+def _first_bytes(text: str, count: int) -> str:
+    """Return the beginning of a text that weighs at most so many bytes; a character is never cut in two."""
+    return text.encode()[:count].decode(errors="ignore")

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 START_FAILED_AFTER = timedelta(seconds=15)
 """A run that could not be started for so long says so; shorter outages cost no write."""
 
+ENDING_SECONDS = 0.05
+
 
 class KubePort(Protocol):
     """What the reconcile needs of the API server."""
@@ -69,6 +71,8 @@ class RunFacts:
 
     gone: dict[ObjectKey, set[str]] = field(default_factory=dict)
     """Uids that left the hot watch and were not looked after yet."""
+    ending: set[str] = field(default_factory=set)
+    """Uids whose last status the reporter of this process is about to write."""
     finished: dict[str, Json] = field(default_factory=dict)
     """Uid → the run as the reporter of this process ended it: saves the read when it leaves the watch for that."""
     doubtful: set[str] = field(default_factory=set)
@@ -115,6 +119,8 @@ class RunReconciler:
     async def reconcile(self, key: ObjectKey) -> float | None:
         """Reconcile one run; returns after how many seconds to look again, or None."""
         gone = frozenset(self.facts.gone.get(key, ()))
+        if gone & self.facts.ending:
+            return ENDING_SECONDS  # the event was quicker than the answer to the write that caused it
         observed = await self._observe(key, gone)
         requeue_after = await self._carry_out(observed)
         self._settle(key, gone)

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 
 import pytest
-from build import agent, config_map, finished_run, model, pool, run, started_run
 from dalang_operator.kinds.agentrun.reconcile import RunFacts
 from dalang_operator.kinds.intake import Intake, wakes
 from dalang_operator.kube.resources import Json, ObjectKey
 from dalang_operator.runtime.cache import Cache
 from dalang_operator.runtime.queue import Queue
+
+from tests.build import agent, config_map, finished_run, model, pool, run, started_run
 
 
 @dataclass

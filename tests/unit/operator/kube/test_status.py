@@ -5,11 +5,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from build import LONG_AGO, NOW, at, condition, pending_conditions, run
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
 from dalang_operator.kube import status as kube_status
 from dalang_operator.kube.resources import AGENT_RUNS, Json, Resource
 from dalang_operator.kube.status import clip, merge_patch, with_conditions, write_status
+
+from tests.build import LONG_AGO, NOW, at, condition, pending_conditions, run
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 from datetime import timedelta
 
-from build import NOW, condition, pool
 from dalang_api.contract import Catalogue, CatalogueTool, ImportFailure
 from dalang_api.v1alpha1.agentpool import AgentPoolStatus
 from dalang_operator.reporter.catalogue import catalogue_status
+
+from tests.build import NOW, condition, pool
 
 READY = condition("Ready", "True", "Available")
 

@@ -1,17 +1,18 @@
 """Which reports are written, and onto what."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from build import INSTALLATION, NOW, at, finished_run, run, started_run
 from dalang_api.contract import RunReport, WorkflowTarget
 from dalang_operator.kube.errors import ApiError, Conflict, NotFound, Unavailable
 from dalang_operator.kube.resources import Json, ObjectKey, Resource
 from dalang_operator.reporter.report import RunReporter, refusal
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
+
+from tests.build import INSTALLATION, NOW, at, finished_run, run, started_run
 
 TARGET = WorkflowTarget(INSTALLATION, "shop", "r1", "uid-r1")
 
@@ -73,28 +74,39 @@ class FakeKube:
         return body
 
 
-async def send(kube: FakeKube, cached: Json | None, *, seq: int = 1, **info: Any) -> list[Json]:
-    """Send a report; returns the runs it was said to have ended."""
-    ended: list[Json] = []
+@dataclass
+class FakeLocal:
+    """A controller beside the reporter, and what it was told."""
 
-    def look(_: ObjectKey) -> Json | None:
-        return cached
+    run: Json | None
+    told: list[Any] = field(default_factory=list)
 
-    reporter = RunReporter(INSTALLATION, frozenset(), kube, look, ended.append, lambda: NOW)  # type: ignore[arg-type]
+    def cached(self, key: ObjectKey) -> Json | None:
+        return self.run
+
+    def ending(self, uid: str) -> None:
+        self.told.append("ending")
+
+    def ended(self, uid: str, run: Json | None) -> None:
+        self.told.append(run and run["status"]["phase"])
+
+
+async def send(kube: FakeKube, cached: Json | None, *, seq: int = 1, **info: Any) -> FakeLocal:
+    local = FakeLocal(cached)
+    reporter = RunReporter(INSTALLATION, frozenset(), kube, local, lambda: NOW)  # type: ignore[arg-type]
     environment = ActivityEnvironment()
     described = {"workflow_id": f"{INSTALLATION}.shop.r1.uid-r1", "workflow_type": "AgentRun", **info}
-    environment.info = ActivityEnvironment.default_info()
-    environment.info = type(environment.info)(**{**environment.info.__dict__, **described})
+    environment.info = replace(ActivityEnvironment.default_info(), **described)
     write: Callable[[RunReport], Awaitable[None]] = reporter.report
     await environment.run(write, report(seq))
-    return ended
+    return local
 
 
 async def test_the_cached_object_saves_the_read() -> None:
     kube = FakeKube(started_run())
-    ended = await send(kube, started_run())
+    local = await send(kube, started_run())
     assert kube.calls == ["patch 10"]
-    assert [run["status"]["phase"] for run in ended] == ["Succeeded"]
+    assert local.told == ["ending", "Succeeded"]
 
 
 async def test_a_cache_that_lags_costs_a_read_and_is_never_believed() -> None:
@@ -111,8 +123,9 @@ async def test_before_a_report_is_dropped_the_live_object_is_read() -> None:
 
 async def test_a_deleted_object_ends_the_report_quietly() -> None:
     kube = FakeKube(None)
-    await send(kube, started_run())
+    local = await send(kube, started_run())
     assert kube.calls == ["patch 10"]
+    assert local.told == ["ending", None]
 
 
 async def test_a_server_that_is_away_is_temporals_to_retry() -> None:
@@ -130,7 +143,7 @@ async def test_a_server_that_is_away_is_temporals_to_retry() -> None:
         pytest.param({"workflow_type": "Forged"}, id="of another type"),
     ],
 )
-async def test_a_workflow_that_is_not_ours_writes_nothing(info: dict[str, str]) -> None:
+async def test_a_workflow_that_is_not_ours_writes_nothing(info: dict[str, Any]) -> None:
     kube = FakeKube(started_run())
     await send(kube, started_run(), **info)
     assert kube.calls == []

@@ -1,8 +1,9 @@
 """The cache keeps the newest state, whatever order it comes in."""
 
-from build import agent, model, run, started_run
 from dalang_operator.kube.resources import ObjectKey
 from dalang_operator.runtime.cache import Cache, Store
+
+from tests.build import agent, model, run, started_run
 
 KEY = ObjectKey("shop", "r1")
 POOL = ObjectKey("shop", "default")

@@ -116,7 +116,8 @@ async def test_who_finds_another_in_its_place_ends(looptime: float) -> None:
     lease, task = candidate(api, "a")
     await lease.held()
     assert api.lease is not None
-    api.lease["spec"]["holderIdentity"] = "b"
+    usurped = {**api.lease, "spec": {**api.lease["spec"], "holderIdentity": "b"}}
+    await api.replace(None, "", "", usurped)
     with pytest.raises(LeaseLost):
         await task
 

@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from build import INSTALLATION, NOW, finished_run, pool, run, started_run
 from dalang_operator.kinds.agentpool.reconcile import PoolFacts
 from dalang_operator.kinds.agentrun.reconcile import RunFacts
 from dalang_operator.kinds.workflow import WorkflowState
@@ -15,6 +14,8 @@ from dalang_operator.kube.resources import Json, ObjectKey, Resource
 from dalang_operator.runtime.cache import Cache
 from dalang_operator.temporal.sweep import Sweep
 from dalang_operator.temporal.workflows import ListedWorkflow
+
+from tests.build import INSTALLATION, NOW, finished_run, pool, run, started_run
 
 KEY = ObjectKey("shop", "r1")
 

@@ -20,7 +20,7 @@ from dalang_worker.conductor.report import make_report, recent_messages, timesta
 from dalang_worker.conductor.thread import Thread
 
 STARTED = datetime(2026, 3, 1, 12, 0, 0, 999_999, tzinfo=UTC)
-LIMIT = contract.RECENT_MESSAGE_MAX_CHARS
+LIMIT = contract.RECENT_MESSAGE_MAX_BYTES
 
 
 def user(text: str) -> Message:
@@ -87,8 +87,8 @@ def test_a_report_of_a_running_run() -> None:
     [
         pytest.param("done", "done", None, id="short"),
         pytest.param("", "", None, id="empty"),
-        pytest.param("x" * contract.OUTPUT_MAX_CHARS, "x" * contract.OUTPUT_MAX_CHARS, None, id="just fitting"),
-        pytest.param("ü" * 9000, "ü" * contract.OUTPUT_MAX_CHARS, True, id="too long"),
+        pytest.param("x" * contract.OUTPUT_MAX_BYTES, "x" * contract.OUTPUT_MAX_BYTES, None, id="just fitting"),
+        pytest.param("ü" * 9000, "ü" * (contract.OUTPUT_MAX_BYTES // 2), True, id="too long"),
     ],
 )
 def test_a_report_of_a_finished_run_has_its_output(output: str, told: str, truncated: bool | None) -> None:
@@ -128,7 +128,7 @@ def test_times_are_told_in_utc() -> None:
             id="an entry for each result",
         ),
         pytest.param(user("x" * LIMIT), [("User", "x" * LIMIT, None)], id="just fitting"),
-        pytest.param(user("x" * (LIMIT + 1)), [("User", "x" * (LIMIT - 1) + "…", None)], id="cut with a mark"),
+        pytest.param(user("x" * (LIMIT + 1)), [("User", "x" * (LIMIT - 3) + "…", None)], id="cut with a mark"),
     ],
 )
 def test_recent_messages(said: Message, told: list[tuple[str, str, str | None]]) -> None:

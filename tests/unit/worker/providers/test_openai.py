@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from dalang_api.contract import (
@@ -17,6 +17,7 @@ from dalang_api.contract import (
 from dalang_api.v1alpha1.conditions import Reason
 from dalang_worker.providers import CallFailure, ModelAnswer, ModelRequest, RequestedCall, ToolSpec, Verdict
 from dalang_worker.providers.openai import classify, make_messages, make_request, read_completion, read_error
+from openai.types.chat.chat_completion import Choice
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 from pydantic import TypeAdapter
 
@@ -258,6 +259,12 @@ FILTERED = (Reason.CONTENT_FILTER, "The provider's content filter stopped the an
 )
 def test_a_completion_is_read(body: bytes, expected: ModelAnswer) -> None:
     assert read_completion(body) == expected
+
+
+def test_every_finish_reason_of_the_sdk_is_among_them() -> None:
+    """`function_call` is of functions, which tools have replaced; none are offered."""
+    known = get_args(Choice.model_fields["finish_reason"].annotation)
+    assert set(known) == {"stop", "length", "tool_calls", "content_filter", "function_call"}
 
 
 @pytest.mark.parametrize(

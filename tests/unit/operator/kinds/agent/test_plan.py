@@ -3,9 +3,10 @@
 from datetime import timedelta
 
 import pytest
-from build import NOW, agent, model, pool
 from dalang_operator.kinds.agent.plan import Observed, plan
 from dalang_operator.kube.resources import Json
+
+from tests.build import NOW, agent, model, pool
 
 TOOLS = [{"name": "weather", "function": {}}, {"name": "pay", "function": {"name": "shop.pay"}}]
 

@@ -1,6 +1,5 @@
 """The objects a pool owns, as they are sent."""
 
-from build import INSTALLATION, config_map, pool
 from dalang_operator.kinds.agentpool.desired import (
     WorkerSettings,
     build_of,
@@ -9,6 +8,8 @@ from dalang_operator.kinds.agentpool.desired import (
     mounted_secrets,
 )
 from dalang_operator.kube.resources import Json
+
+from tests.build import INSTALLATION, config_map, pool
 
 WORKER = WorkerSettings(INSTALLATION, "dalang:1", "temporal:7233", "tns", True, "info", "json")
 

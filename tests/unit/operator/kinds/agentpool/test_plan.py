@@ -5,7 +5,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from build import INSTALLATION, NOW, condition, config_map, pool
 from dalang_operator.kinds.agentpool.desired import WorkerSettings, build_of, make_deployment, make_tools_copy
 from dalang_operator.kinds.agentpool.plan import (
     Action,
@@ -23,6 +22,8 @@ from dalang_operator.kinds.agentpool.plan import (
     wants_zero,
 )
 from dalang_operator.kube.resources import Json, ObjectKey
+
+from tests.build import INSTALLATION, NOW, condition, config_map, pool
 
 WORKER = WorkerSettings(INSTALLATION, "dalang:1", "temporal:7233", "default", False, "info", "text")
 SETTINGS = Settings(WORKER, timedelta(minutes=10))

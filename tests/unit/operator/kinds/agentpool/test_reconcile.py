@@ -6,13 +6,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from build import INSTALLATION, NOW, agent, config_map, model, pool
 from dalang_operator.kinds.agentpool.desired import WorkerSettings
 from dalang_operator.kinds.agentpool.plan import Settings
 from dalang_operator.kinds.agentpool.reconcile import PoolFacts, PoolReconciler
 from dalang_operator.kube.errors import AlreadyExists, Forbidden, NotFound
 from dalang_operator.kube.resources import Json, ObjectKey, Resource, key_of
 from dalang_operator.runtime.cache import Cache
+
+from tests.build import INSTALLATION, NOW, agent, config_map, model, pool
 
 KEY = ObjectKey("shop", "default")
 WORKER = WorkerSettings(INSTALLATION, "dalang:1", "temporal:7233", "default", False, "info", "text")

@@ -5,7 +5,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from build import INSTALLATION, NOW, agent, at, finished_run, model, run, started_run
 from dalang_api import contract
 from dalang_api.v1alpha1.conditions import ConditionType
 from dalang_operator.kinds.agentrun.plan import (
@@ -28,6 +27,8 @@ from dalang_operator.kinds.agentrun.plan import (
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.resources import Json, ObjectKey
 from dalang_operator.kube.status import find_condition
+
+from tests.build import INSTALLATION, NOW, agent, at, finished_run, model, run, started_run
 
 ID = f"{INSTALLATION}.shop.r1.uid-r1"
 POOL = ObjectKey("shop", "default")

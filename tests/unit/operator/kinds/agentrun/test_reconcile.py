@@ -6,15 +6,16 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from build import INSTALLATION, NOW, agent, model, pool, run, started_run
 from dalang_api.contract import RunInput
 from dalang_operator.kinds.agentrun.plan import Settings
-from dalang_operator.kinds.agentrun.reconcile import RunFacts, RunReconciler
+from dalang_operator.kinds.agentrun.reconcile import ENDING_SECONDS, RunFacts, RunReconciler
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.errors import Conflict, NotFound
 from dalang_operator.kube.resources import Json, ObjectKey, Resource, key_of
 from dalang_operator.runtime.cache import Cache
 from dalang_operator.temporal.errors import TemporalUnavailable, WorkflowNotFound
+
+from tests.build import INSTALLATION, NOW, agent, model, pool, run, started_run
 
 KEY = ObjectKey("shop", "r1")
 ID = f"{INSTALLATION}.shop.r1.uid-r1"
@@ -194,7 +195,10 @@ async def test_a_run_that_the_reporter_of_this_process_ended_is_not_read_again()
     finished = started_run(seq=1, ttlAfterFinished="5m")
     finished["status"]["finishedAt"] = "2026-11-20T12:00:00Z"
     world.facts.gone[KEY] = {"uid-r1"}
+    world.facts.ending.add("uid-r1")
+    assert await world.reconcile() == ENDING_SECONDS  # the event came before the answer to the write
     world.facts.end(finished)
+    world.facts.ending.clear()
     assert await world.reconcile() == 300.0  # though the fake cluster has no such run
     assert world.workflows.calls == []
     assert world.facts.finished == {}

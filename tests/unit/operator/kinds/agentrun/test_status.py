@@ -5,10 +5,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from build import LONG_AGO, NOW, at, condition, run, started_run
 from dalang_api.contract import AgentVersion, RecentMessage, RunReport
 from dalang_api.v1alpha1.agentrun import AgentRunStatus
 from dalang_operator.kinds.agentrun.status import STATUS_MAX_BYTES, run_status, running_status
+
+from tests.build import LONG_AGO, NOW, at, condition, run, started_run
 
 HELPER = AgentVersion(name="helper", uid="uid-helper", generation=3)
 
