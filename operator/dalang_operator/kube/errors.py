@@ -6,6 +6,7 @@ ApiError
 ├── Conflict       409 otherwise: another resourceVersion or uid than the write named
 ├── Gone           410: the list's continue token is too old
 ├── Forbidden      401, 403
+├── Terminating    403 in a namespace that is being deleted: nothing is created there any more
 ├── Invalid        400, 422: the object itself is refused; trying again does not help
 └── Unavailable    429, 5xx, and no answer at all: trying again helps
 """
@@ -41,6 +42,10 @@ class Forbidden(ApiError):
     """The credentials do not allow it."""
 
 
+class Terminating(ApiError):
+    """The namespace is being deleted."""
+
+
 class Invalid(ApiError):
     """The object is refused as it is."""
 
@@ -65,5 +70,7 @@ def from_response(status: int, reason: str, message: str, retry_after: float | N
     """Return the error for an answer's HTTP status and its Status object's reason and message."""
     if status == 409 and reason == "AlreadyExists":
         return AlreadyExists(message, status)
+    if status == 403 and "because it is being terminated" in message:
+        return Terminating(message, status)
     kind = _BY_STATUS.get(status, Unavailable if status >= 500 else ApiError)
     return kind(message, status, retry_after)

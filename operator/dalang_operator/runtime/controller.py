@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from dalang_operator.kube.errors import AlreadyExists, ApiError, Conflict, Unavailable
+from dalang_operator.kube.errors import AlreadyExists, ApiError, Conflict, NotFound, Terminating, Unavailable
 from dalang_operator.kube.resources import ObjectKey
 from dalang_operator.runtime.metrics import RECONCILE_TIME, RECONCILES
 from dalang_operator.runtime.outage import OutageLog
@@ -50,7 +50,7 @@ class Controller:
     async def _reconcile_once(self, key: ObjectKey, outages: OutageLog) -> str:
         try:
             requeue_after = await self.reconcile(key)
-        except (Conflict, AlreadyExists) as error:
+        except (Conflict, AlreadyExists, NotFound, Terminating) as error:
             logger.debug("%s %s changed meanwhile, looking again: %s", self.name, key, error)
             self.queue.retry(key)
             return "requeue"

@@ -18,6 +18,7 @@ import temporalio.api.workflowservice.v1 as service
 from dalang_api.contract import RUN_WORKFLOW, RunInput, RunReport
 from google.protobuf.message import Message
 from pydantic import ValidationError
+from pydantic_core import from_json
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -247,5 +248,5 @@ def _listed(info: workflow.WorkflowExecutionInfo) -> ListedWorkflow:
         info.execution.run_id,
         _STATES.get(info.status, WorkflowState.OPEN),
         info.start_time.ToDatetime(UTC),
-        problems.data.decode(errors="replace") if problems else "",
+        ", ".join(from_json(problems.data)) if problems else "",
     )

@@ -123,7 +123,7 @@ class RunReconciler:
             return ENDING_SECONDS  # the event was quicker than the answer to the write that caused it
         observed = await self._observe(key, gone)
         requeue_after = await self._carry_out(observed)
-        self._settle(key, gone)
+        self._settle(key, gone, observed)
         return requeue_after
 
     async def _observe(self, key: ObjectKey, gone: frozenset[str]) -> Observed:
@@ -167,7 +167,6 @@ class RunReconciler:
     async def _look(self, observed: Observed, uid: str) -> Observed:
         view = await self.workflows.look(self._workflow_id(observed.key, uid))
         since = self.facts.missing_since.get(uid)
-        self.facts.doubtful.discard(uid)
         was_missing = since is not None and (observed.now - since).total_seconds() >= SECOND_LOOK_SECONDS - 1
         if view.state is not WorkflowState.MISSING:
             self.facts.missing_since.pop(uid, None)
@@ -248,7 +247,7 @@ class RunReconciler:
             raise
         logger.info("AgentRun %s deleted: its ttlAfterFinished is over", key)
 
-    def _settle(self, key: ObjectKey, gone: frozenset[str]) -> None:
+    def _settle(self, key: ObjectKey, gone: frozenset[str], observed: Observed) -> None:
         """Forget what was looked after. Only now: had anything failed, the next attempt would need it."""
         left = self.facts.gone.get(key, set()) - gone
         if left:
@@ -257,6 +256,8 @@ class RunReconciler:
             self.facts.gone.pop(key, None)
         for uid in gone:
             self.facts.forget(uid)
+        if observed.run is not None and observed.workflow is not None:
+            self.facts.doubtful.discard(uid_of(observed.run))
 
     def _workflow_id(self, key: ObjectKey, uid: str) -> str:
         return run_workflow_id(self.settings.installation, key.namespace, key.name, uid)

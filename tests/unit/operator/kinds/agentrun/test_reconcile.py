@@ -214,6 +214,20 @@ async def test_what_a_failed_reconcile_was_told_is_not_forgotten() -> None:
     assert world.facts.gone == {KEY: {"old"}}
 
 
+async def test_a_workflow_found_closed_is_written_even_if_the_first_write_fails() -> None:
+    world = World()
+    world.has(started_run())
+    world.workflows.views[ID] = WorkflowView(WorkflowState.TERMINATED, "run-1")
+    world.facts.doubtful.add("uid-r1")
+    world.kube.add(started_run(metadata={"resourceVersion": "11"}))  # changed since the cache knows it
+    with pytest.raises(Conflict):
+        await world.reconcile()
+    world.cache.runs.put(world.kube.runs[KEY])
+    await world.reconcile()
+    assert world.status["phase"] == "Failed"
+    assert world.facts.doubtful == set()
+
+
 async def test_temporal_away_is_told_when_it_lasts() -> None:
     """The run is an hour old, so the first failure already counts as lasting; the second writes nothing new."""
     world = World()
