@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from dalang_cli.dev import pod_spec, pod_status
-from dalang_cli.dev.api import STRATEGIC_MERGE_PATCH, Api, ApiError, Object
+from dalang_cli.dev.api import Api, ApiError, Object
 from dalang_cli.dev.backoff import Backoff
 from dalang_cli.dev.pod_spec import MissingSource, PodFacts, SourceKind
 from dalang_cli.dev.pod_status import ContainerState, Running, Terminated, Waiting, timestamp
@@ -392,8 +392,9 @@ class PodRunner:
             now=timestamp(),
         )
         if any(previous.get(name) != value for name, value in status.items()):
+            # A merge patch, which replaces podIPs: the strategic one would add the new address to that of an earlier `up`.
             body: Object = {"metadata": {"uid": self.facts.uid}, "status": status}
-            written = await self.node.api.patch(f"{self._path}/status", body, STRATEGIC_MERGE_PATCH)
+            written = await self.node.api.patch(f"{self._path}/status", body)
             if int(written["metadata"]["resourceVersion"]) > int(self.pod["metadata"]["resourceVersion"]):
                 self.pod = written
 

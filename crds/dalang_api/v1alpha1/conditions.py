@@ -86,6 +86,8 @@ class Reason(StrEnum):
     """AgentRun Succeeded=Unknown: the model's endpoint fails (refused, 429, 5xx); the message has its words."""
     SECRET_NOT_FOUND = "SecretNotFound"
     """AgentRun Succeeded=Unknown: a worker does not see the Secret or its key; looked for until the run's timeout."""
+    WORKER_MISSING = "WorkerMissing"
+    """AgentRun Succeeded=Unknown: its pool has no worker that is ready; the message repeats what the pool says of it."""
     WORKFLOW_TASK_FAILING = "WorkflowTaskFailing"
     """AgentRun Stalled=True: the workflow's code fails on a worker and Temporal tries it again; see the worker's log."""
 

@@ -14,6 +14,8 @@ from dalang_operator.kube.resources import Json, ObjectKey, key_of
 from dalang_operator.runtime.metrics import CACHED
 
 DEFAULT_POOL = "default"
+DEPLOYMENT_PREFIX = "dalang-"
+"""A pool's Deployment is called dalang-<pool>, so that it meets nobody's by accident."""
 TOOLS_LABEL = "dalang.dev/tools"
 """ConfigMaps with this label are watched, so that a change of a tool is noticed at once."""
 POOL_LABEL = "dalang.dev/pool"
@@ -159,6 +161,22 @@ class Cache:
             "Deployment": self.deployments,
             "ConfigMap": self.config_maps,
         }[kind]
+
+    def has_worker(self, namespace: str, run: Json) -> bool:
+        """Return whether a worker serves the queue a started run is on; True for a run that has none yet."""
+        for pool in queue_pool(run):
+            deployment = self.deployments.get(ObjectKey(namespace, f"{DEPLOYMENT_PREFIX}{pool}"))
+            return deployment is not None and bool(deployment.get("status", {}).get("readyReplicas"))
+        return True
+
+    def pool_message(self, namespace: str, run: Json) -> str:
+        """Return what the pool of a started run says about being ready; empty where there is no such pool."""
+        for name in queue_pool(run):
+            pool = self.pools.get(ObjectKey(namespace, name)) or {}
+            for condition in pool.get("status", {}).get("conditions", ()):
+                if condition["type"] == "Ready":
+                    return str(condition["message"])
+        return ""
 
     def has_live_run(self, pool: ObjectKey) -> bool:
         """Return whether a run needs the pool: one that is under way there, or one that could start there."""

@@ -1,4 +1,4 @@
-"""Repairs what no event told: workflows that ended without a report, wedged ones, orphans, and queues nobody polls.
+"""Repairs what no event told: workflows that ended without a report, wedged ones, orphans, and runs nobody serves.
 
 It asks Temporal's visibility, only for workflows of this installation and in watched namespaces, and decides nothing
 itself: it marks runs and pools and has them reconciled. Only orphans are acted on here, since they have no object.
@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from dalang_api.contract import RUN_WORKFLOW, WorkflowTarget, parse_workflow_id, pool_queue
+from dalang_api.v1alpha1.conditions import ConditionType, Reason
 
 from dalang_operator.kinds.agentpool.desired import deployment_name
 from dalang_operator.kinds.agentpool.plan import replicas_of
@@ -18,7 +19,7 @@ from dalang_operator.kinds.agentpool.reconcile import PoolFacts
 from dalang_operator.kinds.agentrun.reconcile import RunFacts
 from dalang_operator.kube.errors import NotFound
 from dalang_operator.kube.resources import AGENT_RUNS, Json, ObjectKey, Resource, uid_of
-from dalang_operator.kube.status import parse_timestamp
+from dalang_operator.kube.status import find_condition, parse_timestamp
 from dalang_operator.runtime.cache import Cache, is_started
 from dalang_operator.runtime.metrics import SWEEP_FINDINGS, SWEEPS
 from dalang_operator.temporal.workflows import ListedWorkflow, Workflows
@@ -78,7 +79,8 @@ class Sweep:
         await self._find_failing()
         if self.orphans_due is None or begin >= self.orphans_due:
             await self._find_orphans(begin)
-        await self._find_backlogs()
+        await self._find_forsaken_pools()
+        self._find_forsaken_runs()
         SWEEPS.labels("success").inc()
 
     async def _find_ended(self, begin: datetime) -> None:
@@ -173,15 +175,28 @@ class Sweep:
                 self.run_facts.doubtful.add(uid_of(run))
                 self.wake_run(key)
 
-    async def _find_backlogs(self) -> None:
-        """A pool at zero whose queue holds tasks gets a worker, whatever put them there."""
+    def _find_forsaken_runs(self) -> None:
+        """Runs whose pool has no worker are looked at, and those that said so and have one again."""
+        for key in self.cache.runs:
+            run = self.cache.runs.get(key)
+            if run is None:
+                continue
+            succeeded = find_condition(run, ConditionType.SUCCEEDED)
+            is_told = succeeded is not None and succeeded["reason"] == Reason.WORKER_MISSING
+            if is_told or not self.cache.has_worker(key.namespace, run):
+                SWEEP_FINDINGS.labels("without_worker").inc()
+                self.wake_run(key)
+
+    async def _find_forsaken_pools(self) -> None:
+        """A pool at zero with an open workflow on its queue gets a worker: one that was about to end, or was reset."""
         for key in self.cache.pools:
             deployment = self.cache.deployments.get(ObjectKey(key.namespace, deployment_name(key.name)))
             if deployment is None or replicas_of(deployment) > 0:
                 continue
-            if await self.workflows.backlog(pool_queue(self.installation, key.namespace, key.name)):
-                SWEEP_FINDINGS.labels("backlog").inc()
-                self.pool_facts.backlogged.add(key)
+            queue = pool_queue(self.installation, key.namespace, key.name)
+            if await self.workflows.count(f"TaskQueue = '{queue}' AND ExecutionStatus = 'Running'"):
+                SWEEP_FINDINGS.labels("without_worker").inc()
+                self.pool_facts.has_open_workflow.add(key)
                 self.wake_pool(key)
 
     def _ours(self) -> str:

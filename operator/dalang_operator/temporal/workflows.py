@@ -1,4 +1,4 @@
-"""What the controller asks of Temporal: start, cancel, terminate and describe workflows, lists of them, backlogs.
+"""What the controller asks of Temporal: start, cancel, terminate and describe workflows, lists and counts of them.
 
 By raw RPC: the SDK's `describe` and `list_workflows` raise on a status they do not know, such as a paused workflow's, and
 one such run would stop every sweep (facts/temporal.md §2). It is cheaper, too.
@@ -186,22 +186,6 @@ class Workflows:
         request = service.CountWorkflowExecutionsRequest(namespace=self._namespace, query=query)
         response = await self._translated("count", self._client.workflow_service.count_workflow_executions, request)
         return response.count
-
-    async def backlog(self, task_queue: str) -> int:
-        """Return about how many workflow and activity tasks wait on a queue, also on one that no worker ever polled."""
-        total = 0
-        for task_type in (enums.TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW, enums.TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY):
-            request = service.DescribeTaskQueueRequest(
-                namespace=self._namespace,
-                task_queue=taskqueue.TaskQueue(name=task_queue),
-                task_queue_type=task_type,
-                report_stats=True,
-            )
-            response = await self._translated(
-                "describe_queue", self._client.workflow_service.describe_task_queue, request
-            )
-            total += response.stats.approximate_backlog_count
-        return total
 
     async def check(self) -> None:
         """Return if Temporal answers and has our namespace.

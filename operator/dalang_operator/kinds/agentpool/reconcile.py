@@ -60,8 +60,6 @@ class KubePort(Protocol):
 class QueuePort(Protocol):
     """What the reconcile needs of Temporal."""
 
-    async def backlog(self, task_queue: str) -> int: ...
-
     async def count(self, query: str) -> int: ...
 
 
@@ -73,7 +71,7 @@ class PoolFacts:
     """Since when no run needs the pool; absent while one does."""
     build_since: dict[ObjectKey, tuple[str, datetime]] = field(default_factory=dict)
     """The build a pool has, and since when this process knows it."""
-    backlogged: set[ObjectKey] = field(default_factory=set)
+    has_open_workflow: set[ObjectKey] = field(default_factory=set)
     """Pools whose queue the sweep found filled while they had no worker."""
     cleaned: dict[ObjectKey, int] = field(default_factory=dict)
     """The Deployment's generation at which old copies were last looked for."""
@@ -128,8 +126,8 @@ class PoolReconciler:
             build_since=self._build_since(key, pool, now),
             idle_since=None if observed.has_live_run else self.facts.idle_since.setdefault(key, now),
         )
-        if key in self.facts.backlogged:
-            self.facts.backlogged.discard(key)
+        if key in self.facts.has_open_workflow:
+            self.facts.has_open_workflow.discard(key)
             return replace(observed, queue_is_busy=True)
         if wants_zero(observed):
             observed = replace(observed, queue_is_busy=await self._is_busy(key))
@@ -193,10 +191,11 @@ class PoolReconciler:
         return frozenset(names)
 
     async def _is_busy(self, key: ObjectKey) -> bool:
-        """Ask Temporal whether anything is left on the pool's queue that a worker would have to do."""
+        """Ask Temporal whether a workflow is open on the pool's queue.
+
+        Not the queue's backlog: that count is approximate, and one left from a terminated run kept a pool up for ever.
+        """
         queue = pool_queue(self.settings.worker.installation, key.namespace, key.name)
-        if await self.queues.backlog(queue):
-            return True
         return await self.queues.count(f"TaskQueue = '{queue}' AND ExecutionStatus = 'Running'") > 0
 
     async def _carry_out(self, observed: Observed) -> float | None:

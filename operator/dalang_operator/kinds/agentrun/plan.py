@@ -9,6 +9,7 @@ E  unfinished         closed                     write how it ended, from its la
 F  started            missing, seen twice        WorkflowLost, final
 G  unfinished         its code fails             Stalled; past timeout + 10 min: terminate, Failed
 H  finished           never asked                delete it when its time is over
+J  unfinished         open, but no worker        say so; past its timeout or cancelled: terminate, final
 I  gone, another uid  never asked                terminate the workflow of the uid that is gone
 """
 
@@ -21,6 +22,7 @@ from dalang_api.v1alpha1.conditions import ConditionType, Phase, Reason
 from dalang_api.v1alpha1.schema import seconds
 
 from dalang_operator.kinds.agentrun.status import (
+    STARTED_MESSAGE,
     ended_status,
     pending_status,
     report_seq,
@@ -28,6 +30,7 @@ from dalang_operator.kinds.agentrun.status import (
     running_status,
     stalled_status,
     unstalled_status,
+    waiting_status,
 )
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.resources import Json, ObjectKey, controller_uid, uid_of
@@ -36,6 +39,10 @@ from dalang_operator.runtime.cache import DEFAULT_POOL, is_finished, is_started,
 
 STUCK_GRACE = timedelta(minutes=10)
 """How long past its timeout a run whose workflow code fails is left to Temporal's retries."""
+NO_WORKER_PATIENCE = timedelta(seconds=10)
+"""How long a pool may take to start a worker before a run says that it waits for one."""
+NO_WORKER_GRACE = timedelta(seconds=30)
+"""Timeout and cancel are the workflow's own affair; so long after them the controller ends a run that has no worker."""
 SECOND_LOOK_SECONDS = 60.0
 """Between the two looks that must both find no workflow before a run is called lost."""
 
@@ -70,8 +77,12 @@ class Observed:
     """A sweep has looked for workflows whose code fails; before the first, nothing is known."""
     problem: str | None = None
     """Why the workflow's code fails, as the last sweep saw it."""
-    cancel_sent: bool = False
-    """Temporal has taken our request to cancel."""
+    cancel_sent: datetime | None = None
+    """When Temporal took our request to cancel."""
+    has_worker: bool = True
+    """A worker of the run's pool is ready."""
+    pool_message: str = ""
+    """What the pool says about that."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,7 @@ def plan(observed: Observed) -> Plan:
     return replace(rest, actions=stop_gone + rest.actions)
 
 
-def needs_look(run: Json, cancel_sent: bool) -> bool:
+def needs_look(run: Json, cancel_sent: datetime | None) -> bool:
     """Return whether Temporal must be asked before planning: a cancelled run may have been started unnoticed (B, C)."""
     return _is_cancelled(run) and not is_started(run) and not is_finished(run) and not cancel_sent
 
@@ -194,7 +205,7 @@ def _plan_open(observed: Observed, run: Json) -> Plan:
     workflow_id = _workflow_id(observed, uid_of(run))
     if _is_cancelled(run):
         if observed.cancel_sent:
-            return Plan()
+            return Plan() if observed.has_worker else _plan_without_worker(observed, run, workflow_id)
         cancel = CancelWorkflow(workflow_id, "spec.cancel was set")
         return Plan((cancel, WakePool(ObjectKey(observed.key.namespace, _pool_name(observed, run)))))
     if not is_started(run) and observed.workflow:
@@ -209,7 +220,32 @@ def _plan_open(observed: Observed, run: Json) -> Plan:
             now=observed.now,
         )
         return Plan((WriteStatus(status),))
-    return _plan_problem(observed, run, workflow_id)
+    steps = _plan_problem(observed, run, workflow_id)
+    return steps if steps.actions else _plan_without_worker(observed, run, workflow_id)
+
+
+def _plan_without_worker(observed: Observed, run: Json, workflow_id: str) -> Plan:
+    """J. Without a worker nobody sees the workflow's timer or a cancel, and nobody reports."""
+    succeeded = find_condition(run, ConditionType.SUCCEEDED)
+    is_told = succeeded is not None and succeeded["reason"] == Reason.WORKER_MISSING
+    if observed.has_worker:
+        if not is_told or report_seq(run):
+            return Plan()
+        return Plan((WriteStatus(waiting_status(run, Reason.RUNNING, STARTED_MESSAGE, observed.now)),))
+    why = f"Pool {_pool_name(observed, run)} has no worker: {observed.pool_message or 'it does not exist'}"
+    stop = TerminateWorkflow(workflow_id, "its pool has no worker to end it")
+    if observed.cancel_sent:
+        if observed.now < observed.cancel_sent + NO_WORKER_GRACE:
+            return Plan(requeue_after=NO_WORKER_GRACE.total_seconds())
+        message = f"Cancelled. {why}"
+        return Plan((stop, WriteStatus(ended_status(run, Phase.CANCELLED, Reason.CANCELLED, message, observed.now))))
+    started_at = parse_timestamp(run.get("status", {}).get("startedAt") or run["metadata"]["creationTimestamp"])
+    if observed.now >= started_at + limits(observed.agent, run).timeout + NO_WORKER_GRACE:
+        message = f"limits.timeout passed while waiting for a worker. {why}"
+        return Plan((stop, WriteStatus(ended_status(run, Phase.FAILED, Reason.TIMEOUT, message, observed.now))))
+    if report_seq(run) or observed.now < started_at + NO_WORKER_PATIENCE:
+        return Plan()
+    return Plan((WriteStatus(waiting_status(run, Reason.WORKER_MISSING, why, observed.now)),))
 
 
 def _plan_problem(observed: Observed, run: Json, workflow_id: str) -> Plan:
@@ -257,7 +293,8 @@ def agent_exists(observed: Observed, run: Json) -> Verdict | None:
     if observed.agent:
         return None
     name = run["spec"]["agentRef"]["name"]
-    return Verdict(Reason.AGENT_NOT_FOUND, f"There is no Agent {name} in namespace {observed.key.namespace}")
+    message = f"There is no Agent {name} in namespace {observed.key.namespace}; the run starts when it is applied"
+    return Verdict(Reason.AGENT_NOT_FOUND, message)
 
 
 def model_exists(observed: Observed, run: Json) -> Verdict | None:
@@ -267,7 +304,7 @@ def model_exists(observed: Observed, run: Json) -> Verdict | None:
     name = observed.agent["spec"]["modelRef"]["name"]
     return Verdict(
         Reason.MODEL_NOT_FOUND,
-        f"Agent {observed.agent['metadata']['name']} names AgentModel {name}, which is not there",
+        f"Agent {observed.agent['metadata']['name']} names AgentModel {name}, which is not there; the run starts when it is",
     )
 
 
@@ -277,7 +314,8 @@ def pool_exists(observed: Observed, run: Json) -> Verdict | None:
         return None
     name = pool_of(observed.agent)
     return Verdict(
-        Reason.POOL_NOT_FOUND, f"Agent {observed.agent['metadata']['name']} names AgentPool {name}, which is not there"
+        Reason.POOL_NOT_FOUND,
+        f"Agent {observed.agent['metadata']['name']} names AgentPool {name}, which is not there; the run starts when it is",
     )
 
 

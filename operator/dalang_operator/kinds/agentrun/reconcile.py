@@ -83,8 +83,8 @@ class RunFacts:
     """Uid → why its workflow's code fails."""
     swept: bool = False
     """The sweep has filled `problems` at least once."""
-    cancel_sent: set[str] = field(default_factory=set)
-    """Uids whose workflow was asked to cancel."""
+    cancel_sent: dict[str, datetime] = field(default_factory=dict)
+    """Uids whose workflow was asked to cancel, and when."""
 
     def end(self, run: Json) -> None:
         """Note a run that was just ended. Called by the reporter's thread; only what its time to live needs is kept."""
@@ -101,7 +101,7 @@ class RunFacts:
         self.doubtful.discard(uid)
         self.missing_since.pop(uid, None)
         self.problems.pop(uid, None)
-        self.cancel_sent.discard(uid)
+        self.cancel_sent.pop(uid, None)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,9 @@ class RunReconciler:
             and self.cache.pools.get(ObjectKey(key.namespace, pool_of(agent))) is not None,
             swept=self.facts.swept,
             problem=self.facts.problems.get(uid),
-            cancel_sent=uid in self.facts.cancel_sent,
+            cancel_sent=self.facts.cancel_sent.get(uid),
+            has_worker=self.cache.has_worker(key.namespace, run),
+            pool_message=self.cache.pool_message(key.namespace, run),
         )
         if uid in self.facts.doubtful or uid in self.facts.missing_since or needs_look(run, observed.cancel_sent):
             observed = await self._look(observed, uid)
@@ -233,7 +235,7 @@ class RunReconciler:
             await self.workflows.cancel(workflow_id, reason)
         except WorkflowNotFound:
             return (await self._look(observed, uid)).workflow  # it has ended, or is lost
-        self.facts.cancel_sent.add(uid)
+        self.facts.cancel_sent.setdefault(uid, self.now())
         logger.info("AgentRun %s: workflow asked to cancel: %s", observed.key, reason)
         return None
 

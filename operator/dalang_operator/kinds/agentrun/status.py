@@ -17,6 +17,7 @@ from dalang_operator.kube.status import clip, condition, timestamp, with_conditi
 STATUS_MAX_BYTES = 32 * 1024
 """The most a status may weigh: thousands of runs are listed, watched and kept in etcd."""
 _OUTPUT_MAX = 8192
+STARTED_MESSAGE = "The workflow was started"
 
 
 def report_seq(run: Json) -> int:
@@ -38,7 +39,7 @@ def running_status(
     run: Json, *, workflow_id: str, run_id: str, task_queue: str, agent: AgentVersion, now: datetime
 ) -> Json:
     """Return the first status of a run whose workflow was started."""
-    message = "The workflow was started"
+    message = STARTED_MESSAGE
     conditions = [
         condition(ConditionType.SUCCEEDED, "Unknown", Reason.RUNNING, message),
         condition(ConditionType.READY, "False", Reason.RUNNING, message),
@@ -50,6 +51,15 @@ def running_status(
         "startedAt": timestamp(now),
         "workflow": {"id": workflow_id, "runId": run_id, "taskQueue": task_queue, "reportSeq": 0},
     }
+
+
+def waiting_status(run: Json, reason: Reason, message: str, now: datetime) -> Json:
+    """Return the present status of a started run that has not reported yet, with another reason."""
+    conditions = [
+        condition(ConditionType.SUCCEEDED, "Unknown", reason, message),
+        condition(ConditionType.READY, "False", reason, message),
+    ]
+    return _with(run, Phase.RUNNING, conditions, now)
 
 
 def ended_status(run: Json, phase: Phase, reason: Reason, message: str, now: datetime) -> Json:

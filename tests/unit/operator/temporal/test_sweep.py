@@ -33,7 +33,7 @@ class FakeTemporal:
     opened: list[ListedWorkflow] = field(default_factory=list)
     closed: list[ListedWorkflow] = field(default_factory=list)
     failing: list[ListedWorkflow] = field(default_factory=list)
-    backlogs: dict[str, int] = field(default_factory=dict)
+    open_on: dict[str, int] = field(default_factory=dict)
     queries: list[str] = field(default_factory=list)
     terminated: list[str] = field(default_factory=list)
 
@@ -53,8 +53,8 @@ class FakeTemporal:
         self.terminated.append(workflow_id)
         return True
 
-    async def backlog(self, task_queue: str) -> int:
-        return self.backlogs.get(task_queue, 0)
+    async def count(self, query: str) -> int:
+        return sum(count for queue, count in self.open_on.items() if f"'{queue}'" in query)
 
 
 @dataclass
@@ -125,8 +125,31 @@ async def test_without_unfinished_runs_nobody_asks_what_ended() -> None:
     assert not [query for query in world.temporal.queries if "CloseTime" in query]
 
 
+def deployment(ready: int) -> Json:
+    """The Deployment of pool `default`."""
+    return {
+        "metadata": {"namespace": "shop", "name": "dalang-default", "uid": "d", "resourceVersion": str(ready + 1)},
+        "spec": {"replicas": 1},
+        "status": {"readyReplicas": ready},
+    }
+
+
+async def test_a_run_whose_pool_has_no_worker_is_looked_at() -> None:
+    world = World()
+    world.cache.runs.put(started_run())
+    world.temporal.opened = [listed()]
+    world.cache.deployments.put(deployment(ready=0))
+    await world.sweep()
+    assert KEY in world.woken
+    world.woken.clear()
+    world.cache.deployments.put(deployment(ready=1))
+    await world.sweep(timedelta(seconds=30))
+    assert world.woken == []
+
+
 async def test_failing_code_is_remembered_and_forgotten() -> None:
     world = World()
+    world.cache.deployments.put(deployment(ready=1))
     world.cache.runs.put(started_run())
     world.temporal.opened = [listed()]
     world.temporal.failing = [listed(problems="cause=NonDeterminism")]
@@ -213,7 +236,7 @@ async def test_a_run_whose_workflow_temporal_does_not_list_is_looked_at_but_for_
     assert world.runs.doubtful == {"uid-old"}
 
 
-async def test_a_pool_at_zero_with_tasks_is_woken() -> None:
+async def test_a_pool_at_zero_with_an_open_workflow_is_woken() -> None:
     world = World()
     world.cache.pools.put(pool())
     world.cache.deployments.put(
@@ -224,7 +247,7 @@ async def test_a_pool_at_zero_with_tasks_is_woken() -> None:
     )
     await world.sweep()
     assert world.woken == []
-    world.temporal.backlogs = {f"{INSTALLATION}.shop.default": 3}
+    world.temporal.open_on = {f"{INSTALLATION}.shop.default": 3}
     await world.sweep(timedelta(seconds=30))
     assert world.woken == [ObjectKey("shop", "default")]
-    assert world.pools.backlogged == {ObjectKey("shop", "default")}
+    assert world.pools.has_open_workflow == {ObjectKey("shop", "default")}

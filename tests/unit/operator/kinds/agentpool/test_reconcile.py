@@ -78,11 +78,7 @@ class FakeKube:
 
 @dataclass
 class FakeQueues:
-    backlogs: int = 0
     opened: int = 0
-
-    async def backlog(self, task_queue: str) -> int:
-        return self.backlogs
 
     async def count(self, query: str) -> int:
         return self.opened

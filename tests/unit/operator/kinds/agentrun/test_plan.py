@@ -1,7 +1,7 @@
 """What is done about an AgentRun in every state it and its workflow can be in."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -26,9 +26,9 @@ from dalang_operator.kinds.agentrun.plan import (
 )
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.resources import Json, ObjectKey
-from dalang_operator.kube.status import find_condition
+from dalang_operator.kube.status import find_condition, parse_timestamp
 
-from tests.build import INSTALLATION, NOW, agent, at, finished_run, model, run, started_run
+from tests.build import INSTALLATION, LONG_AGO, NOW, agent, at, finished_run, model, run, started_run
 
 ID = f"{INSTALLATION}.shop.r1.uid-r1"
 POOL = ObjectKey("shop", "default")
@@ -69,6 +69,7 @@ def summary(action: Action) -> Any:
 START = ("start", ID, f"{INSTALLATION}.shop.default", "uid-r1")
 WAKE = WakePool(POOL)
 CANCEL = CancelWorkflow(ID, "spec.cancel was set")
+STOP_WITHOUT_WORKER = TerminateWorkflow(ID, "its pool has no worker to end it")
 REPORT = contract.RunReport(
     seq=2,
     run_id="run-1",
@@ -142,7 +143,38 @@ REPORT = contract.RunReport(
             id="cancelled after a start that was not noted: the workflow is asked, a worker hears it",
         ),
         pytest.param(observed(started_run(cancel=True)), [CANCEL, WAKE], id="cancelled while running: the same"),
-        pytest.param(observed(started_run(cancel=True), cancel_sent=True), [], id="a cancel is sent once"),
+        pytest.param(observed(started_run(cancel=True), cancel_sent=NOW), [], id="a cancel is sent once"),
+        pytest.param(
+            observed(started_run(), has_worker=False),
+            [("status", "Running", "WorkerMissing", None, False)],
+            id="without a worker it says so",
+        ),
+        pytest.param(
+            replace(observed(started_run(), has_worker=False), now=parse_timestamp(LONG_AGO) + timedelta(seconds=5)),
+            [],
+            id="a worker that is just being started is waited for",
+        ),
+        pytest.param(observed(started_run(seq=1), has_worker=False), [], id="what a report said is not written over"),
+        pytest.param(
+            observed(started_run(seq=1, limits={"timeout": "10m"}), has_worker=False),
+            [STOP_WITHOUT_WORKER, ("status", "Failed", "Timeout", "Timeout", True)],
+            id="without a worker nobody else sees its timeout pass",
+        ),
+        pytest.param(
+            observed(started_run(limits={"timeout": "10m"})),
+            [],
+            id="with a worker the timeout is the workflow's affair",
+        ),
+        pytest.param(
+            observed(started_run(cancel=True), has_worker=False, cancel_sent=NOW),
+            [],
+            id="a worker may still come for a cancel",
+        ),
+        pytest.param(
+            observed(started_run(cancel=True), has_worker=False, cancel_sent=NOW - timedelta(minutes=1)),
+            [STOP_WITHOUT_WORKER, ("status", "Cancelled", "Cancelled", "Cancelled", True)],
+            id="a cancel that no worker came for is carried out",
+        ),
         pytest.param(
             observed(started_run(), workflow=replace(OPEN, state=WorkflowState.TERMINATED, message="by hand")),
             [("status", "Failed", "Terminated", "Terminated", True)],
@@ -284,13 +316,13 @@ def test_each_written_status_is_a_fixpoint() -> None:
 @pytest.mark.parametrize(
     ("obj", "cancel_sent", "expected"),
     [
-        pytest.param(run(), False, False, id="a new run is just started"),
-        pytest.param(run(cancel=True), False, True, id="a cancelled one may have been started unnoticed"),
-        pytest.param(run(cancel=True), True, False, id="once Temporal has taken the cancel it is known"),
-        pytest.param(started_run(cancel=True), False, False, id="a started one is known to be"),
+        pytest.param(run(), None, False, id="a new run is just started"),
+        pytest.param(run(cancel=True), None, True, id="a cancelled one may have been started unnoticed"),
+        pytest.param(run(cancel=True), NOW, False, id="once Temporal has taken the cancel it is known"),
+        pytest.param(started_run(cancel=True), None, False, id="a started one is known to be"),
     ],
 )
-def test_temporal_is_asked_first_only_where_it_must_be(obj: Json, cancel_sent: bool, expected: bool) -> None:
+def test_temporal_is_asked_first_only_where_it_must_be(obj: Json, cancel_sent: datetime | None, expected: bool) -> None:
     assert needs_look(obj, cancel_sent) is expected
 
 
@@ -371,3 +403,13 @@ def test_the_snapshot_has_what_the_worker_needs_and_no_secret() -> None:
             ],
         },
     }
+
+
+def test_a_run_that_has_a_worker_again_no_longer_says_otherwise() -> None:
+    [waiting] = plan(observed(started_run(), has_worker=False)).actions
+    assert isinstance(waiting, WriteStatus)
+    obj = started_run() | {"status": waiting.status}
+    assert plan(observed(obj, has_worker=False)).actions == (waiting,)
+    [running] = plan(observed(obj)).actions
+    assert summary(running) == ("status", "Running", "Running", None, False)
+    assert plan(observed(obj | {"status": running.status})).actions == ()  # type: ignore[union-attr]
