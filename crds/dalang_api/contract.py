@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 # ── Sizes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-# Temporal refuses payloads over 2 MiB and retries the workflow task for ever (facts/temporal.md §2), so each part is
+# Temporal refuses payloads over 2 MiB and retries the workflow task for ever, so each part is
 # bounded well below that where it is made.
 
 MESSAGE_MAX_BYTES = 32 * 1024
@@ -172,7 +172,7 @@ def extend_digest(digest: str, message: Message) -> str:
     """Return the running SHA-256 (hex) of a thread after one more message.
 
     Two threads with the same digest have said the same words, so a cached prefix may be sent only if its digest is the
-    one the workflow names (facts/review-temporal.md 4).
+    one the workflow names.
     """
     running = hashlib.sha256(digest.encode())
     running.update(message.model_dump_json(exclude_none=True).encode())

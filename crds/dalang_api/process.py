@@ -5,13 +5,14 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import temporalio.api.common.v1
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import ValidationError
 from pydantic_core import to_json
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 from pythonjsonlogger.json import JsonFormatter
 from temporalio.client import Client, KeepAliveConfig
 from temporalio.contrib.pydantic import PydanticJSONPlainPayloadConverter
@@ -19,6 +20,8 @@ from temporalio.converter import CompositePayloadConverter, DataConverter, Defau
 from temporalio.service import GrpcCompression, RetryConfig, TLSConfig
 
 from dalang_api.contract import Wire
+
+S = TypeVar("S", bound="ProcessSettings")
 
 
 class ProcessSettings(BaseSettings):
@@ -53,6 +56,22 @@ class ProcessSettings(BaseSettings):
     """The least severe records that are logged."""
     log_format: Literal["text", "json"] = "text"
     """Lines for people, or one JSON object a line."""
+
+
+def read_settings(settings_type: type[S], argv: list[str]) -> S:
+    """Return the settings of flags and environment.
+
+    Raises:
+        SystemExit: One is wrong or missing; a line for each was printed. Also after --help.
+    """
+    try:
+        return CliApp.run(settings_type, cli_args=argv, cli_exit_on_error=True)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = str(problem["loc"][0])
+            flag, variable = name.replace("_", "-"), f"DALANG_{name.upper()}"
+            sys.stderr.write(f"--{flag} (or ${variable}): {problem['msg']}\n")
+        raise SystemExit(2) from None
 
 
 def configure_logging(settings: ProcessSettings) -> None:

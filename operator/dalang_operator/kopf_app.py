@@ -1,7 +1,7 @@
 """Kopf's part: login, the watches, and one `on.event` per kind that hands every object to the intake. Nothing else.
 
-Retries, order, deduplication and status writes are ours (`runtime/`), because kopf's own lose work under load; the cases
-are in facts/kopf-and-crds.md §2. So its annotations, finalizers, events and posting are off.
+Retries, order, deduplication and status writes are ours (`runtime/`), because kopf's own lose work under load: a framework
+patch that fails past its retries is not tried again, and a relist tells no deletions. So its annotations, finalizers, events and posting are off.
 """
 
 import asyncio

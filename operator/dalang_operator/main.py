@@ -8,10 +8,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from dalang_api.process import configure_logging, connect, serve_http
+from dalang_api.process import configure_logging, connect, read_settings, serve_http
 from kubernetes.aio.config import ConfigException
-from pydantic import ValidationError
-from pydantic_settings import CliApp
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 
 from dalang_operator.control import Control
@@ -39,13 +37,7 @@ SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/
 
 def main(argv: list[str]) -> int:
     """Run the operator; returns the exit code, or ends the process itself."""
-    try:
-        settings = CliApp.run(OperatorSettings, cli_args=argv)
-    except ValidationError as error:
-        for problem in error.errors():
-            flag = "--" + str(problem["loc"][0]).replace("_", "-")
-            sys.stderr.write(f"dalang operator: {flag}: {problem['msg']}\n")
-        return 2
+    settings = read_settings(OperatorSettings, argv)
     configure_logging(settings)
     # The SDK's core writes a line for every retry of every poll, past our log format; the probe tells of an outage.
     core = LoggingConfig(TelemetryFilter(core_level="ERROR", other_level="ERROR"))
@@ -127,7 +119,7 @@ async def _run_parts(settings: OperatorSettings, kube: KubeClient, health: Healt
 
 
 async def _installation(kube: KubeClient) -> str:
-    """Return the default name: no two clusters share it on one Temporal (facts/review-temporal.md 1)."""
+    """Return the default name: no two clusters share it on one Temporal."""
     uid = ""
 
     async def read() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from dalang_api.process import ProcessSettings
 from dalang_api.v1alpha1.schema import seconds
 from pydantic import BeforeValidator, Field, field_validator
-from pydantic_settings import NoDecode
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 _DURATION = re.compile(r"^([0-9]{1,5}(h|m|s|ms)){1,4}$")
 
@@ -35,6 +35,8 @@ Component = Literal["controller", "reporter"]
 
 class OperatorSettings(ProcessSettings):
     """Run Dalang's operator: the controller, the reporter, or both."""
+
+    model_config = SettingsConfigDict(cli_prog_name="dalang operator")
 
     kubeconfig: Path | None = None
     """kubeconfig file of the cluster. Default: the service account of the pod the operator runs in."""

@@ -47,7 +47,7 @@ Json = dict[str, Any]
 TOOLS_PATH = Path(__file__).parent / "tools"
 TEMPORAL = Path(sys.executable).parent / "temporal"
 QUICK_SERVER = [
-    # The dev server looks for work 20 times a second, as if it shared a disk with thousands (facts/temporal.md §5).
+    # The dev server looks for work 20 times a second, as if it shared a disk with thousands.
     argument
     for queue in ("transfer", "timer", "visibility", "outbound")
     for argument in ("--dynamic-config-value", f"history.{queue}ProcessorMaxPollRPS=5000")

@@ -1,4 +1,4 @@
-"""A history grows with what was said, not with its square (facts/testbed.md §6)."""
+"""A history grows with what was said, not with its square."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -12,7 +12,6 @@ from importlib.metadata import version
 
 from dalang_api import contract, process
 from dalang_api.contract import Catalogue
-from pydantic_settings import CliApp
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import TemporalError
@@ -35,7 +34,7 @@ MAX_CACHED_WORKFLOWS = 2000
 
 def main(argv: list[str]) -> int:
     """Run until SIGTERM or SIGINT; return the exit code."""
-    settings = CliApp.run(WorkerSettings, cli_args=argv)
+    settings = process.read_settings(WorkerSettings, argv)
     process.configure_logging(settings)
     exit_code = asyncio.run(run(settings))
     # temporalio may abort at interpreter exit after everything is done (sdk-python #300).

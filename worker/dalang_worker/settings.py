@@ -4,10 +4,13 @@ from pathlib import Path
 
 from dalang_api import contract
 from dalang_api.process import ProcessSettings
+from pydantic_settings import SettingsConfigDict
 
 
 class WorkerSettings(ProcessSettings):
     """Run a worker of an AgentPool: the agent workflows, model calls and tools of one task queue."""
+
+    model_config = SettingsConfigDict(cli_prog_name="dalang worker")
 
     installation: str
     """Name of the installation; the first part of every task queue and workflow id."""

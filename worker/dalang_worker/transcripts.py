@@ -1,8 +1,8 @@
 """What a worker remembers of running runs, and how it gets the rest: transcripts and snapshots, by query.
 
-A transcript is never an activity's input; a history would grow with its square (facts/testbed.md §6). The workflow names
+A transcript is never an activity's input; a history would grow with its square. The workflow names
 the prefix it means by count and running digest. What is cached here is used only if its digest is that one: an attempt
-that Temporal discarded may have cached words that were never said (facts/review-temporal.md 4).
+that Temporal discarded may have cached words that were never said.
 """
 
 import asyncio

@@ -11,6 +11,8 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -135,7 +137,10 @@ class Snapshot:
 def dev_command(name: str, directory: StateDirectory) -> str:
     """Return the command line of `dalang dev NAME` for this directory, as it is shown to the user."""
     is_default = directory.root == default_state_directory().expanduser().absolute()
-    return f"dalang dev {name}" + ("" if is_default else f" --state-dir {shlex.quote(str(directory.root))}")
+    program = "dalang"
+    if shutil.which(program) is None and Path(sys.argv[0]).name == program:
+        program = os.path.relpath(sys.argv[0])
+    return f"{program} dev {name}" + ("" if is_default else f" --state-dir {shlex.quote(str(directory.root))}")
 
 
 def read_snapshot(directory: StateDirectory) -> Snapshot:

@@ -70,7 +70,8 @@ class AgentRunSpec(ApiModel):
     """Where this run ends at the latest. Each limit counts only where it is lower than the agent's."""
     ttl_after_finished: Duration | None = None
     """How long the run is kept after its end, such as `24h`. Default: the time set at the operator (24h) for a run made
-    with `generateName` or owned by a controller; any other run is a declared object and is never deleted by Dalang."""
+    with `generateName` or owned by a controller; any other run is a declared object and is never deleted by Dalang. Changed on a finished run, it is noticed within
+    ten minutes."""
     cancel: bool | None = None
     """Set it to true to cancel the run. What a tool has already done stays done."""
 

@@ -69,7 +69,7 @@ def immutable_except(changeable: list[str], message: str) -> Rule:
     """One CEL rule, for the parent object: every field but the changeable ones keeps its presence and its value.
 
     A transition rule on an optional field itself is not evaluated when the field is added or removed, so it would let
-    `timeout` be added later (facts/review-kubernetes.md 24). At the parent both count as a change. The fields are read
+    `timeout` be added later. At the parent both count as a change. The fields are read
     off the schema, so that a new one is immutable until somebody says otherwise.
     """
 

@@ -1,7 +1,7 @@
 """A thin client of the API server: plain JSON objects in and out, one error tree, one session per event loop.
 
 Configuration (kubeconfig, exec plugins, in-cluster tokens that rotate) is `kubernetes.aio`'s. Its typed models are left
-out: they cost 0.4 ms of CPU per request against 0.1 ms here (facts/kopf-and-crds.md §3), and every run makes several.
+out: they cost 0.4 ms of CPU per request against 0.1 ms here, and every run makes several.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Conditions, and the one way a status is written: a merge patch of the difference, bound to what was read.
 
-A patch without resourceVersion would overwrite a newer status with an older one (facts/kopf-and-crds.md §1).
+A patch without resourceVersion would overwrite a newer status with an older one.
 """
 
 from datetime import datetime

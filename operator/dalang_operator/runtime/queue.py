@@ -2,7 +2,7 @@
 
 Three layers, as there: the queue proper (a key added while it waits is one key; added while it is being reconciled it
 comes again afterwards), delays (`add_after`), and backoff per key (`retry`). Kopf's own queueing is not used because it
-runs every event with the body it carried and loses work whose writes fail (facts/kopf-and-crds.md §2).
+runs every event with the body it carried and loses work whose writes fail.
 """
 
 import asyncio

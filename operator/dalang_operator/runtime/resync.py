@@ -1,7 +1,7 @@
 """Lists everything at the start and every few minutes, and puts it where the watches put their events.
 
 The first pass tells that the cache is full, which kopf does not. Later ones repair what its watches may lose: after a
-relist it tells no deletions (facts/kopf-and-crds.md §2). Finished runs are listed for their time to live only; nothing
+relist it tells no deletions. Finished runs are listed for their time to live only; nothing
 of them is kept but the key and when it is due.
 """
 

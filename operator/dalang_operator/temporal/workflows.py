@@ -1,7 +1,7 @@
 """What the controller asks of Temporal: start, cancel, terminate and describe workflows, lists and counts of them.
 
 By raw RPC: the SDK's `describe` and `list_workflows` raise on a status they do not know, such as a paused workflow's, and
-one such run would stop every sweep (facts/temporal.md §2). It is cheaper, too.
+one such run would stop every sweep. It is cheaper, too.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,7 +1,7 @@
 """Runs tools away from the worker's event loop: sync ones in threads, async ones on event loops of their own.
 
 A tool that blocks the loop it runs on (`time.sleep` in an `async def`) would otherwise stop every heartbeat of the worker,
-and with them the neighbours' model calls (facts/review-temporal.md 18). Async tools share one loop, so that a client kept
+and with them the neighbours' model calls. Async tools share one loop, so that a client kept
 in a module works from call to call; only while that loop is held up do calls that have not begun go to a spare one.
 """
 

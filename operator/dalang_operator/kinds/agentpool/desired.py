@@ -43,7 +43,7 @@ def make_tools_copy(pool: Json, sources: list[Json]) -> Json | None:
     """Return the immutable ConfigMap with the modules of all sources, later ones winning; None without sources.
 
     A mounted ConfigMap changes under running pods: old code in memory, new code after any restart, two sets of tools
-    under one build. So the pods mount a copy that is named by its content (facts/review-kubernetes.md 28).
+    under one build. So the pods mount a copy that is named by its content.
     """
     if not sources:
         return None

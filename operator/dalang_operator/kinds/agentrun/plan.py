@@ -276,7 +276,7 @@ def time_to_live(run: Json, run_ttl: timedelta) -> timedelta | None:
     """Return how long a finished run is kept; None for ever.
 
     A run with a name of its own is a declared object: deleted, Git would create it again, and it would act and pay
-    again (facts/review-kubernetes.md 27). So the default holds only for generated names and owned runs.
+    again. So the default holds only for generated names and owned runs.
     """
     own: str | None = run["spec"].get("ttlAfterFinished")
     if own is not None:
