@@ -55,7 +55,8 @@ class Part:
     command: tuple[str, ...]
     ready_url: str
     ready_tls: ssl.SSLContext | None = None
-    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    environment: Mapping[str, str] = field(default_factory=lambda: {"GOGC": "200", **os.environ})
+    """With the default of 100 a fifth of the API server's CPU went into garbage collection; memory is cheaper here."""
     stop_seconds: float = 5.0
     """How long it may take to stop before it is killed."""
 
