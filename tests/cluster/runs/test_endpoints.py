@@ -39,4 +39,4 @@ def test_a_part_tells_that_it_is_well_and_has_the_metrics_that_the_docs_name(
     assert status == 200
     names = promised((request.config.rootpath / "docs" / "operations.md").read_text(), part)
     assert len(names) >= 3
-    assert [name for name in sorted(names) if f"\n{name}" not in text] == []
+    assert [name for name in sorted(names) if f"# TYPE {name} " not in text] == []
