@@ -205,7 +205,8 @@ def test_the_operator_may_do_its_work_and_no_more(dev: Dev) -> None:
         return asked.strip() == "yes"
 
     assert may("patch", "agentruns.dalang.dev", "--subresource=status")
-    assert may("update", "deployments.apps", "--subresource=scale")
+    assert may("patch", "deployments.apps", "--subresource=scale")
+    assert not may("delete", "deployments.apps")
     assert not may("get", "secrets")
     assert not may("approve", "agentapprovals.dalang.dev")
     assert not may("create", "pods")
