@@ -1,6 +1,7 @@
 """`dalang operator`: puts the parts together, runs them until told to stop, and ends the process."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -39,6 +40,8 @@ def main(argv: list[str]) -> int:
     """Run the operator; returns the exit code, or ends the process itself."""
     settings = read_settings(OperatorSettings, argv)
     configure_logging(settings)
+    # The cache is large, lives long and holds no cycles; with the default of 700 the collector walks it all the time.
+    gc.set_threshold(20_000)
     # The SDK's core writes a line for every retry of every poll, past our log format; the probe tells of an outage.
     core = LoggingConfig(TelemetryFilter(core_level="ERROR", other_level="ERROR"))
     Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=core)))
