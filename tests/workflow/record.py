@@ -27,7 +27,10 @@ async def save(run: "Run", name: str) -> None:
     history = await run.handle.fetch_history()
     content = {"workflowId": run.handle.id, **history.to_json_dict()}
     HISTORIES.mkdir(exist_ok=True)
-    (HISTORIES / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    checkout = Path(__file__).parents[2]
+    # Stack traces name files by where this checkout stands.
+    (HISTORIES / f"{name}.json").write_text(text.replace(f"{checkout}/", "") + "\n")
 
 
 async def test_answer(world: "World") -> None:
