@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_THROTTLE = timedelta(seconds=2)
 """Beats are passed on every 2 s, not after 80 % of the timeout, since a cancel comes back with them."""
+STICKY_TIMEOUT = timedelta(seconds=5)
+"""How long a workflow's task waits for the worker that has it cached before any other gets it. The default of 10 s is too
+long for a cancel while that worker drains: the call in flight has to stop within 10 s."""
 MAX_CACHED_WORKFLOWS = 2000
 """A waiting run takes about 60 KB in the cache; out of it, its next task replays its history."""
 
@@ -107,6 +110,7 @@ async def serve(settings: WorkerSettings, client: Client) -> AsyncIterator[None]
         max_cached_workflows=MAX_CACHED_WORKFLOWS,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+        sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
         graceful_shutdown_timeout=timedelta(seconds=settings.drain_seconds),
         # Without it the SDK hashes every imported module at start.
         build_id=version("dalang"),
