@@ -9,7 +9,7 @@ from importlib.metadata import version
 from dalang_operator import kopf_app
 from dalang_operator.kinds.agent.reconcile import AgentReconciler
 from dalang_operator.kinds.agentmodel.reconcile import ModelReconciler
-from dalang_operator.kinds.agentpool.desired import WorkerSettings, deployment_name
+from dalang_operator.kinds.agentpool.desired import WorkerSettings
 from dalang_operator.kinds.agentpool.plan import Settings as PoolSettings
 from dalang_operator.kinds.agentpool.plan import replicas_of
 from dalang_operator.kinds.agentpool.reconcile import PoolFacts, PoolReconciler
@@ -19,7 +19,7 @@ from dalang_operator.kinds.intake import Intake
 from dalang_operator.kube.client import KubeClient
 from dalang_operator.kube.errors import ApiError
 from dalang_operator.kube.resources import ObjectKey
-from dalang_operator.runtime.cache import Cache
+from dalang_operator.runtime.cache import Cache, deployment_name
 from dalang_operator.runtime.clock import utc_now
 from dalang_operator.runtime.controller import Controller
 from dalang_operator.runtime.health import Health

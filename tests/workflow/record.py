@@ -5,6 +5,7 @@ waiting: after a change of the workflow, record new ones under new names. Before
 """
 
 import json
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,10 @@ async def save(run: "Run", name: str) -> None:
     content = {"workflowId": run.handle.id, **history.to_json_dict()}
     HISTORIES.mkdir(exist_ok=True)
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    checkout = Path(__file__).parents[2]
-    # Stack traces name files by where this checkout stands.
-    (HISTORIES / f"{name}.json").write_text(text.replace(f"{checkout}/", "") + "\n")
+    # Stack traces name files by where this checkout and this Python stand.
+    for place in (Path(__file__).parents[2], sysconfig.get_path("stdlib")):
+        text = text.replace(f"{place}/", "")
+    (HISTORIES / f"{name}.json").write_text(text + "\n")
 
 
 async def test_answer(world: "World") -> None:

@@ -14,8 +14,6 @@ from dalang_operator.kube.resources import Json, ObjectKey, key_of
 from dalang_operator.runtime.metrics import CACHED
 
 DEFAULT_POOL = "default"
-DEPLOYMENT_PREFIX = "dalang-"
-"""A pool's Deployment is called dalang-<pool>, so that it meets nobody's by accident."""
 TOOLS_LABEL = "dalang.dev/tools"
 """ConfigMaps with this label are watched, so that a change of a tool is noticed at once."""
 POOL_LABEL = "dalang.dev/pool"
@@ -111,6 +109,11 @@ def pool_of(agent: Json) -> str:
     return name
 
 
+def deployment_name(pool: str) -> str:
+    """Return the name of a pool's Deployment; the prefix keeps it from meeting somebody else's by accident."""
+    return f"dalang-{pool}"
+
+
 def is_started(run: Json) -> bool:
     """Return whether the run's status names a workflow."""
     return bool(run.get("status", {}).get("workflow", {}).get("id"))
@@ -165,7 +168,7 @@ class Cache:
     def has_worker(self, namespace: str, run: Json) -> bool:
         """Return whether a worker serves the queue a started run is on; True for a run that has none yet."""
         for pool in queue_pool(run):
-            deployment = self.deployments.get(ObjectKey(namespace, f"{DEPLOYMENT_PREFIX}{pool}"))
+            deployment = self.deployments.get(ObjectKey(namespace, deployment_name(pool)))
             return deployment is not None and bool(deployment.get("status", {}).get("readyReplicas"))
         return True
 

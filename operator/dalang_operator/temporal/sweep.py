@@ -11,16 +11,15 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from dalang_api.contract import RUN_WORKFLOW, WorkflowTarget, parse_workflow_id, pool_queue
-from dalang_api.v1alpha1.conditions import ConditionType, Reason
 
-from dalang_operator.kinds.agentpool.desired import deployment_name
 from dalang_operator.kinds.agentpool.plan import replicas_of
 from dalang_operator.kinds.agentpool.reconcile import PoolFacts
 from dalang_operator.kinds.agentrun.reconcile import RunFacts
+from dalang_operator.kinds.agentrun.status import says_worker_missing
 from dalang_operator.kube.errors import NotFound
 from dalang_operator.kube.resources import AGENT_RUNS, Json, ObjectKey, Resource, uid_of
-from dalang_operator.kube.status import find_condition, parse_timestamp
-from dalang_operator.runtime.cache import Cache, is_started
+from dalang_operator.kube.status import parse_timestamp
+from dalang_operator.runtime.cache import Cache, deployment_name, is_started
 from dalang_operator.runtime.metrics import SWEEP_FINDINGS, SWEEPS
 from dalang_operator.temporal.workflows import ListedWorkflow, Workflows
 
@@ -181,9 +180,7 @@ class Sweep:
             run = self.cache.runs.get(key)
             if run is None:
                 continue
-            succeeded = find_condition(run, ConditionType.SUCCEEDED)
-            is_told = succeeded is not None and succeeded["reason"] == Reason.WORKER_MISSING
-            if is_told or not self.cache.has_worker(key.namespace, run):
+            if says_worker_missing(run) or not self.cache.has_worker(key.namespace, run):
                 SWEEP_FINDINGS.labels("without_worker").inc()
                 self.wake_run(key)
 

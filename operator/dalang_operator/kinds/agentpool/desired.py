@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from dalang_operator.kube.resources import AGENT_POOLS, Json, ObjectKey, key_of, uid_of
-from dalang_operator.runtime.cache import DEPLOYMENT_PREFIX, POOL_LABEL
+from dalang_operator.runtime.cache import POOL_LABEL, deployment_name
 
 CONTAINER = "worker"
 TOOLS_PATH = "/etc/dalang/tools"
@@ -32,11 +32,6 @@ class WorkerSettings:
     temporal_tls: bool
     log_level: str
     log_format: str
-
-
-def deployment_name(pool: str) -> str:
-    """Return the name of a pool's Deployment."""
-    return f"{DEPLOYMENT_PREFIX}{pool}"
 
 
 def make_tools_copy(pool: Json, sources: list[Json]) -> Json | None:

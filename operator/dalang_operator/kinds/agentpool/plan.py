@@ -14,7 +14,6 @@ from dalang_operator.kinds.agentpool.desired import (
     HASH_ANNOTATION,
     WorkerSettings,
     build_of,
-    deployment_name,
     make_deployment,
     make_tools_copy,
     mounted_secrets,
@@ -22,7 +21,7 @@ from dalang_operator.kinds.agentpool.desired import (
 from dalang_operator.kube.apply import covers
 from dalang_operator.kube.resources import AGENT_POOLS, Json, ObjectKey, controller_uid, uid_of
 from dalang_operator.kube.status import condition, find_condition, with_conditions
-from dalang_operator.runtime.cache import DEFAULT_POOL
+from dalang_operator.runtime.cache import DEFAULT_POOL, deployment_name
 
 BUSY_QUEUE_SECONDS = 30.0
 """When to ask again whether a pool's task queue has emptied."""

@@ -8,7 +8,6 @@ from typing import Protocol
 
 from dalang_api.contract import pool_queue
 
-from dalang_operator.kinds.agentpool.desired import deployment_name
 from dalang_operator.kinds.agentpool.plan import (
     Action,
     ApplyDeployment,
@@ -30,7 +29,7 @@ from dalang_operator.kube.apply import owned_by_apply
 from dalang_operator.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
 from dalang_operator.kube.resources import AGENT_POOLS, CONFIG_MAPS, DEPLOYMENTS, Json, ObjectKey, Resource
 from dalang_operator.kube.status import write_status
-from dalang_operator.runtime.cache import POOL_LABEL, Cache
+from dalang_operator.runtime.cache import POOL_LABEL, Cache, deployment_name
 
 logger = logging.getLogger(__name__)
 

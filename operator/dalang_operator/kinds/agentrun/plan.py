@@ -28,6 +28,7 @@ from dalang_operator.kinds.agentrun.status import (
     report_seq,
     run_status,
     running_status,
+    says_worker_missing,
     stalled_status,
     unstalled_status,
     waiting_status,
@@ -226,10 +227,8 @@ def _plan_open(observed: Observed, run: Json) -> Plan:
 
 def _plan_without_worker(observed: Observed, run: Json, workflow_id: str) -> Plan:
     """J. Without a worker nobody sees the workflow's timer or a cancel, and nobody reports."""
-    succeeded = find_condition(run, ConditionType.SUCCEEDED)
-    is_told = succeeded is not None and succeeded["reason"] == Reason.WORKER_MISSING
     if observed.has_worker:
-        if not is_told or report_seq(run):
+        if not says_worker_missing(run) or report_seq(run):
             return Plan()
         return Plan((WriteStatus(waiting_status(run, Reason.RUNNING, STARTED_MESSAGE, observed.now)),))
     why = f"Pool {_pool_name(observed, run)} has no worker: {observed.pool_message or 'it does not exist'}"

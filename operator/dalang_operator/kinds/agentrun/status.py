@@ -12,7 +12,7 @@ from dalang_api.v1alpha1.conditions import ConditionType, Phase, Reason
 from pydantic_core import to_json
 
 from dalang_operator.kube.resources import Json
-from dalang_operator.kube.status import clip, condition, timestamp, with_conditions, without_condition
+from dalang_operator.kube.status import clip, condition, find_condition, timestamp, with_conditions, without_condition
 
 STATUS_MAX_BYTES = 32 * 1024
 """The most a status may weigh: thousands of runs are listed, watched and kept in etcd."""
@@ -60,6 +60,12 @@ def waiting_status(run: Json, reason: Reason, message: str, now: datetime) -> Js
         condition(ConditionType.READY, "False", reason, message),
     ]
     return _with(run, Phase.RUNNING, conditions, now)
+
+
+def says_worker_missing(run: Json) -> bool:
+    """Return whether the status tells that the run's pool has no worker."""
+    succeeded = find_condition(run, ConditionType.SUCCEEDED)
+    return succeeded is not None and succeeded["reason"] == Reason.WORKER_MISSING
 
 
 def ended_status(run: Json, phase: Phase, reason: Reason, message: str, now: datetime) -> Json:
