@@ -239,12 +239,12 @@ def test_a_tool_that_blocks_its_loop_disturbs_no_other_run(cases: dict[str, "Run
         run.answered()
         assert len(run.asked) == 2
     assert quick.status["finishedAt"] < blocking.status["finishedAt"]
-    assert seconds_of(blocking) > BLOCK_SECONDS > seconds_of(quick) * 1.5
+    assert seconds_of(blocking) >= BLOCK_SECONDS > seconds_of(quick) * 1.5
     assert [call["tool"] for call in mall.calls].count("block") == 1
 
 
 def seconds_of(run: "Run") -> float:
-    """Return how long a run took."""
+    """Return how long a run took, by status times: whole seconds, both cut."""
     start, end = (datetime.fromisoformat(run.status[name]) for name in ("startedAt", "finishedAt"))
     return (end - start).total_seconds()
 
