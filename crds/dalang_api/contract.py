@@ -5,8 +5,9 @@ an SDK's object, and nothing holds a Secret's value: keys travel as references a
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,6 +38,23 @@ RECENT_MESSAGES = 6
 RECENT_MESSAGE_MAX_BYTES = 1024
 """The most of each of them."""
 
+CONTEXT_MAX_BYTES = 8192
+"""The most a run's context variables may weigh as JSON, names included: they stand in the status, and in the input of
+each call that reads them."""
+INSTRUCTIONS_MAX_BYTES = 64 * 1024
+"""The most that rendered instructions may weigh."""
+STRUCTURED_OUTPUT_MAX_BYTES = 8192
+"""The most of an answer as an object that stands in the status; a larger one is left out of it."""
+
+AGENT_DEPTH_MAX = 5
+"""How deep agents may call agents as tools; the graph may have cycles."""
+THREADS_MAX = 20
+"""How many agents called as tools may be under way in one run at once."""
+CALL_AGAIN_MAX = 5
+"""How often in a row a model may pause and be called again (Anthropic's `pause_turn`)."""
+FALLBACK_ATTEMPTS = 3
+"""How often a model is tried before the next of `fallbackModelRefs`, unless `retry.maximumAttempts` says so."""
+
 TURN_MAX_CALLS = 32
 """The most tool calls of one turn that are run; the model is told of the others."""
 
@@ -49,6 +67,7 @@ RUN_WORKFLOW = "AgentRun"
 PUBLISH_TOOLS_WORKFLOW = "PublishTools"
 MODEL_ACTIVITY = "model"
 TOOL_ACTIVITY = "tool"
+MCP_ACTIVITY = "mcp"
 REPORT_ACTIVITY = "report"
 CATALOGUE_ACTIVITY = "publishCatalogue"
 TRANSCRIPT_QUERY = "transcript"
@@ -144,7 +163,18 @@ class ToolResultPart(Wire):
     is_error: bool | None = None
 
 
-Part = Annotated[TextPart | ToolCallPart | ToolResultPart, Field(discriminator="type")]
+class OpaquePart(Wire):
+    """Something of a provider's own, such as signed thinking: returned verbatim, and only to that provider and model."""
+
+    type: Literal["opaque"] = "opaque"
+    provider: str
+    model: str
+    """The model's name at the provider."""
+    data: str
+    """JSON, as it came."""
+
+
+Part = Annotated[TextPart | ToolCallPart | ToolResultPart | OpaquePart, Field(discriminator="type")]
 
 
 class Message(Wire):
@@ -153,7 +183,7 @@ class Message(Wire):
     role: Literal["user", "assistant", "tool"]
     parts: list[Part]
     sender: str | None = None
-    """Name of the agent that said it."""
+    """Name of the agent that said it, or called the tools; absent: the user."""
 
     def text(self) -> str:
         """Return the text parts, joined by newlines."""
@@ -189,27 +219,95 @@ class SecretKey(Wire):
     key: str
 
 
+class IdentitySnapshot(Wire):
+    """The pod's own identity, exchanged at the provider for a token."""
+
+    audience: str
+    """The audience of the projected token; its file is `token` in the folder `identity_folder` names."""
+    parameters: dict[str, str]
+    """What else the exchange asks for: `identityProviderID` and `serviceAccountID`, or `federationRuleID` and
+    `organizationID`."""
+
+
 class ModelSnapshot(Wire):
     """An AgentModel as it was when the run started."""
 
     name: str
     uid: str
     generation: int
-    provider: Literal["OpenAI"]
+    provider: Literal["OpenAI", "AzureOpenAI", "Anthropic", "Bedrock"]
     model: str
+    """Its name at the provider; by this it is priced."""
     base_url: str | None = None
+    """Root of the API, AzureOpenAI's endpoint included; absent: the provider's own."""
     api_key: SecretKey | None = None
+    identity: IdentitySnapshot | None = None
+    api_version: str | None = None
+    """AzureOpenAI only, as `deployment`."""
+    deployment: str | None = None
+    region: str | None = None
+    """Bedrock only."""
+    temperature: str | None = None
+    max_output_tokens: int | None = None
+
+
+class McpBinding(Wire):
+    """Tools of an MCP server of the pool."""
+
+    server: str
+    tools: list[str] | None = None
+    """Absent: all the server has."""
 
 
 class ToolBinding(Wire):
-    """A tool an agent offers its model, and the Python function behind it."""
+    """A tool an agent offers its model, and what is behind it: exactly one of `function`, `mcp` and `agent`."""
 
     name: str
-    function: str
+    function: str | None = None
+    mcp: McpBinding | None = None
+    agent: str | None = None
+
+
+class HandoffBinding(Wire):
+    """An agent to whom the conversation may be handed over."""
+
+    agent: str
+    description: str | None = None
+    """When to, as the model is told; absent: the agent's own description."""
+
+    @property
+    def tool(self) -> str:
+        """Name of the tool the model sees: names of objects may hold dots, those of tools may not."""
+        return f"transfer_to_{self.agent.replace('-', '_').replace('.', '_')}"[:64]
+
+
+class ToolChoice(Wire):
+    """Whether the model calls tools."""
+
+    mode: Literal["Auto", "None", "Required", "Tool"]
+    tool: str | None = None
+
+
+class RetrySettings(Wire):
+    """How an agent's model calls are tried again; absent: the default."""
+
+    timeout_seconds: float | None = None
+    maximum_attempts: int | None = None
+    initial_seconds: float | None = None
+    maximum_seconds: float | None = None
+
+
+class LimitSettings(Wire):
+    """Where a conversation ends at the latest."""
+
+    max_turns: int | None = None
+    max_tokens: int | None = None
+    max_cost_usd: str | None = None
+    timeout_seconds: float | None = None
 
 
 class AgentSnapshot(Wire):
-    """An Agent as it was when the run started, with the model's parameters merged in."""
+    """An Agent as it was when the run started."""
 
     name: str
     uid: str
@@ -218,10 +316,33 @@ class AgentSnapshot(Wire):
     """Task queue of its pool."""
     model: str
     """Name of its ModelSnapshot."""
+    fallbacks: list[str] | None = None
+    """Names of the ModelSnapshots to call instead, in order."""
+    description: str | None = None
     instructions: str | None = None
+    """A template; see `dalang_api.templates`."""
+    instructions_function: str | None = None
+    """Name of the function that returns the instructions instead."""
     tools: list[ToolBinding] = []
+    handoffs: list[HandoffBinding] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    retriever: str | None = None
+    output_schema: dict[str, Any] | None = None
     temperature: str | None = None
+    """The agent's own; it wins over the model's, as `max_output_tokens` does."""
     max_output_tokens: int | None = None
+    retry: RetrySettings | None = None
+    limits: LimitSettings | None = None
+    """The agent's own: they hold where it is called as a tool. Those of the run stand in its input."""
+
+    def models(self) -> list[str]:
+        """Return the names of its models, in the order in which they are called."""
+        return [self.model, *(self.fallbacks or [])]
+
+    def reads_context(self) -> bool:
+        """Return whether its instructions may depend on context variables, so that a call has to carry them."""
+        return self.instructions_function is not None or "{" in (self.instructions or "")
 
 
 class Snapshot(Wire):
@@ -255,6 +376,10 @@ class RunInput(Wire):
     max_turns: int
     timeout_seconds: float
     snapshot: Snapshot
+    max_tokens: int | None = None
+    max_cost_usd: str | None = None
+    context: dict[str, Any] | None = None
+    """Context variables, as JSON values."""
 
 
 class ModelCall(Wire):
@@ -272,16 +397,44 @@ class ModelCall(Wire):
     """Running digest of those messages."""
     tail: list[Message] | None = None
     """The messages after them; absent when they are too long: then `count` and `digest` cover all."""
+    model: str | None = None
+    """Name of the ModelSnapshot to call; absent: the agent's first."""
+    context: dict[str, Any] | None = None
+    """The context variables, where the agent's instructions may read them."""
+    max_output_tokens: int | None = None
+    """What is left of a token budget: the most this call may answer."""
+    needs_price: bool | None = None
+    """There is a cost budget, so a model without a known price must not be called."""
+
+
+class AgentCall(Wire):
+    """A call of another agent as a tool."""
+
+    agent: str
+    message: str
+    """What it is told: the first message of its thread."""
 
 
 class CallVerdict(Wire):
-    """What the model activity found about one tool call of the reply. All that the workflow may decide by."""
+    """What the model activity found about one tool call of the reply. All that the workflow may decide by.
+
+    At most one of `function`, `agent` and `handoff` is set; none where the call cannot be run.
+    """
 
     call_id: str
     function: str | None = None
-    """The function to run; absent when the call cannot be run."""
+    """The Python function to run or, with `server`, the MCP server's tool."""
+    server: str | None = None
+    """The MCP server."""
+    agent: AgentCall | None = None
+    handoff: str | None = None
+    """The agent to hand the conversation over to."""
     error: str | None = None
     """What the model is told instead: no such tool, arguments that do not fit."""
+    once: bool | None = None
+    """A lost worker must not run it again: the model is told that its outcome is unknown."""
+    reads_context: bool | None = None
+    """The function takes the context variables, so its call has to carry them."""
 
 
 class Failure(Wire):
@@ -301,27 +454,60 @@ class ModelReply(Wire):
     calls: list[CallVerdict] | None = None
     """One for each tool call of the message, in order."""
     input_tokens: int = 0
+    """Tokens sent, those read from or written to the provider's cache included, and those of embeddings."""
     output_tokens: int = 0
+    cost_usd: str | None = None
+    """What the call cost, a decimal; absent where the price is not known."""
+    call_again: bool | None = None
+    """The model paused: it goes on when it is called again with what it said."""
+    structured_output: dict[str, Any] | None = None
+    """The answer as an object, checked against the agent's schema."""
+    correction: str | None = None
+    """The answer does not fit the agent's schema: what the model is told, to answer again."""
+    retrieval_failure: str | None = None
+    """Why nothing could be looked up; the call was made without."""
 
 
 class ToolCall(Wire):
-    """Input of the activity `tool`: one tool call."""
+    """Input of the activities `tool` and `mcp`: one tool call."""
 
     call_id: str
     tool: str
+    """Name as the model sees it."""
     function: str
+    """The Python function, or the MCP server's tool."""
     arguments: str
     thread: str
     turn: int
     index: int
     """Place of the call in its turn, from 0."""
+    server: str | None = None
+    """The MCP server; absent: a Python function."""
+    agent: str | None = None
+    """Name of the agent that calls."""
+    once: bool | None = None
+    context: dict[str, Any] | None = None
+    """The context variables, where the function takes them."""
+
+
+def idempotency_key(run_uid: str, call: ToolCall) -> str:
+    """Return the key under which a tool may recognise a call made twice: SHA-256 (hex) of run, place and arguments.
+
+    Not of the model's call ids, which repeat, nor of the attempt or Temporal's run id, which change (finding 9).
+    """
+    parts = (run_uid, call.thread, str(call.turn), str(call.index), call.tool, call.arguments)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 class ToolOutcome(Wire):
-    """Result of the activity `tool`. A tool that raised is an outcome too: the model is told."""
+    """Result of the activities `tool` and `mcp`. A tool that raised is an outcome too: the model is told."""
 
     output: str
     is_error: bool | None = None
+    context: dict[str, Any] | None = None
+    """Context variables to set; merged into those there are."""
+    handoff: str | None = None
+    """The agent to whom the tool hands the conversation over."""
 
 
 class Retrying(Wire):
@@ -354,6 +540,7 @@ class AgentVersion(Wire):
     name: str
     uid: str
     generation: int
+    pool: str | None = None
 
 
 class RecentMessage(Wire):
@@ -389,6 +576,43 @@ class RunReport(Wire):
     turns: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    cost_usd: str | None = None
+    """Absent where the price of any call is not known."""
+    structured_output: dict[str, Any] | None = None
+    context: dict[str, str] | None = None
+    """The context variables, as `context_text` writes them."""
+    retrieval_failure: str | None = None
+    """Why the last retrieval failed."""
+
+
+# ── Context variables ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def context_value(text: str) -> Any:
+    """Return the value of a context variable as a manifest writes it: JSON where it is JSON, else the text itself."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except ValueError:
+        return text
+
+
+def context_text(value: Any) -> str:
+    """Return a context variable as the status writes it, so that `context_value` gives the same value back."""
+    if isinstance(value, str) and context_value(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def context_size(context: dict[str, Any]) -> int:
+    """Return what the context variables weigh in the status, names included, in bytes."""
+    return sum(len(name.encode()) + len(context_text(value).encode()) for name, value in context.items())
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+# ── The catalogue ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class CatalogueTool(Wire):
@@ -411,3 +635,56 @@ class Catalogue(Wire):
 
     tools: list[CatalogueTool]
     failures: list[ImportFailure] = []
+    instructions: list[str] | None = None
+    """Names of the instruction functions."""
+    secret_keys: list[str] | None = None
+    """The keys of mounted Secrets that the worker can read, as `secret/key`; never a value."""
+
+
+# ── What a pool's pods are given ───────────────────────────────────────────────────────────────────────────────────
+# As JSON in the environment of the pool's Deployment: what a worker may reach is the pool's to say, not a run's.
+
+
+class NamedValue(Wire):
+    """A header or an environment variable: a value, or a Secret's key."""
+
+    name: str
+    value: str | None = None
+    secret: SecretKey | None = None
+
+
+class McpServerSettings(Wire):
+    """An MCP server of the pool."""
+
+    name: str
+    transport: Literal["streamableHTTP", "sse", "stdio"]
+    url: str | None = None
+    headers: list[NamedValue] = []
+    bearer_token: SecretKey | None = None
+    command: str | None = None
+    args: list[str] = []
+    env: list[NamedValue] = []
+
+
+class RetrieverSettings(Wire):
+    """A retriever of the pool."""
+
+    name: str
+    url: str | None = None
+    path: str | None = None
+    collection: str
+    limit: int
+    api_key: SecretKey | None = None
+    embedding_model: str
+    """Name of the ModelSnapshot whose endpoint makes the vectors; it is in each run's snapshot."""
+    embedding_name: str | None = None
+    """The embedding model's name there; absent: the ModelSnapshot's own."""
+
+
+IDENTITY_PATH = "/var/run/dalang/identity"
+"""Where a pod's projected tokens are mounted, each in a folder named by `identity_folder`."""
+
+
+def identity_folder(audience: str) -> str:
+    """Return the name of the folder, and of the volume, that holds the token of an audience."""
+    return f"identity-{hashlib.sha256(audience.encode()).hexdigest()[:16]}"

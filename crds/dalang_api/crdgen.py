@@ -192,6 +192,8 @@ def _structural(
             for name, property_ in properties.items()
         }
     if (values := remaining.pop("additionalProperties", None)) is not None:
+        if values is True and structural.get("x-kubernetes-preserve-unknown-fields"):
+            return structural
         if values is True:
             raise UnsupportedSchemaError(f"{path}: the values of a map need a type")
         structural["additionalProperties"] = _structural(values, definitions, path=f"{path}[*]", within=within)

@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
+from dalang_api.v1alpha1.agentmodel import ApiKey
 from dalang_api.v1alpha1.schema import (
     LIST_ATOMIC,
     LIST_SET,
@@ -11,9 +12,13 @@ from dalang_api.v1alpha1.schema import (
     ApiModel,
     Conditions,
     Duration,
+    LocalReference,
     Resource,
+    SecretKeyReference,
     list_map,
     pending_conditions,
+    rule,
+    rules,
 )
 
 ModuleName = Annotated[
@@ -37,6 +42,120 @@ class ToolsSource(ApiModel):
     """A ConfigMap whose keys are files such as `weather.py`. When it changes, the workers are replaced."""
 
 
+ServerName = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+HttpURL = Annotated[str, Field(min_length=8, max_length=2048, pattern=r"^https?://[^\s/?#@]+(/[^\s#]*)?$")]
+
+
+class ValueSource(ApiModel):
+    """Where a value comes from instead."""
+
+    secret_key_ref: SecretKeyReference
+    """The key of a Secret that holds the value. Only the workers read it."""
+
+
+class NamedValue(ApiModel):
+    """A value by name: exactly one of `value` and `valueFrom`."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule("has(self.value) != has(self.valueFrom)", "set exactly one of value and valueFrom"),
+        )
+    )
+
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_-]+$")]
+    """Its name."""
+    value: Annotated[str, Field(max_length=4096)] | None = None
+    """The value, for everyone to read."""
+    value_from: ValueSource | None = None
+    """Where the value comes from, when it is secret."""
+
+
+class McpHttp(ApiModel):
+    """An MCP server behind HTTP."""
+
+    url: HttpURL
+    """Its address, such as `http://weather.tools:8080/mcp`. It holds no credentials."""
+    headers: Annotated[list[NamedValue], Field(max_length=16, json_schema_extra=list_map("name"))] = []
+    """Headers sent with each request."""
+    bearer_token: ValueSource | None = None
+    """A token sent as `Authorization: Bearer …`."""
+
+
+class McpStdio(ApiModel):
+    """An MCP server that the worker starts and speaks to over standard input and output."""
+
+    command: Annotated[str, Field(min_length=1, max_length=1024)]
+    """The program, from the worker's image. Its working directory is the one with the files of `toolsFrom`, if any."""
+    args: Annotated[
+        list[Annotated[str, Field(max_length=4096)]], Field(max_length=64, json_schema_extra=LIST_ATOMIC)
+    ] = []
+    """Its arguments."""
+    env: Annotated[list[NamedValue], Field(max_length=64, json_schema_extra=list_map("name"))] = []
+    """Its environment, beside PATH and the like; it gets none of the worker's own variables."""
+
+
+class McpServer(ApiModel):
+    """A server whose tools agents of the pool may use: exactly one of `streamableHTTP`, `sse` and `stdio`."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "[has(self.streamableHTTP), has(self.sse), has(self.stdio)].filter(x, x).size() == 1",
+                "set exactly one of streamableHTTP, sse and stdio",
+            ),
+        )
+    )
+
+    name: ServerName
+    """Name by which Agents name it."""
+    streamable_http: Annotated[McpHttp | None, Field(alias="streamableHTTP")] = None
+    """A server that speaks Streamable HTTP, the current transport."""
+    sse: McpHttp | None = None
+    """A server that speaks HTTP with server-sent events, the transport before it."""
+    stdio: McpStdio | None = None
+    """A program that each worker runs."""
+
+
+class Embedding(ApiModel):
+    """What makes a vector of a question."""
+
+    model_ref: LocalReference
+    """The AgentModel whose endpoint has the embeddings; provider OpenAI or AzureOpenAI."""
+    name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """The embedding model's name there. Default: that of the AgentModel."""
+
+
+class Qdrant(ApiModel):
+    """A collection of a Qdrant server."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(rule("has(self.url) != has(self.path)", "set exactly one of url and path")),
+    )
+
+    url: HttpURL | None = None
+    """Address of the server, such as `http://qdrant.search:6333`."""
+    path: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """A folder of the worker with a local database instead of a server, for trying things out. One process at a time can
+    open it."""
+    collection: Annotated[str, Field(min_length=1, max_length=255)]
+    """Name of the collection. The text of a point is its payload's `text`, `page_content`, `content` or `document`."""
+    limit: Annotated[int, Field(ge=1, le=50, json_schema_extra={"format": "int32"})] = 5
+    """How many points a question brings."""
+    api_key: ApiKey | None = None
+    """Key of the server."""
+    embedding: Embedding
+    """What makes a vector of the question: the same model that made the collection's."""
+
+
+class Retriever(ApiModel):
+    """Something an agent looks its questions up in."""
+
+    name: ServerName
+    """Name by which Agents name it."""
+    qdrant: Qdrant
+    """A collection of a Qdrant server."""
+
+
 class Scaling(ApiModel):
     """How many workers there are."""
 
@@ -57,6 +176,10 @@ class AgentPoolSpec(ApiModel):
     tools_from: Annotated[list[ToolsSource], Field(max_length=16, json_schema_extra=LIST_ATOMIC)] = []
     """ConfigMaps with Python modules that the image does not have. Label them `dalang.dev/tools` so that a change is
     noticed at once."""
+    mcp_servers: Annotated[list[McpServer], Field(max_length=32, json_schema_extra=list_map("name"))] = []
+    """MCP servers whose tools Agents may name. A server that is away is told to the model and stops nothing."""
+    retrievers: Annotated[list[Retriever], Field(max_length=16, json_schema_extra=list_map("name"))] = []
+    """What Agents may look questions up in."""
     slots: Annotated[int, Field(ge=1, le=1000, json_schema_extra={"format": "int32"})] | None = None
     """How many model and tool calls one worker runs at the same time. Default: 100."""
     scaling: Scaling | None = None
@@ -79,6 +202,14 @@ class PoolCatalogue(ApiModel):
     """Digest of what the worker was built from: image, version, tool modules."""
     tools: Annotated[list[PoolTool], Field(max_length=512, json_schema_extra=list_map("name"))] = []
     """The functions it registered."""
+    instructions: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=128, json_schema_extra=LIST_SET)
+    ] = []
+    """The instruction functions it registered."""
+    secret_keys: Annotated[
+        list[Annotated[str, Field(min_length=3, max_length=512)]], Field(max_length=256, json_schema_extra=LIST_SET)
+    ] = []
+    """The keys of mounted Secrets that it could read, as `secret/key`."""
 
 
 class AgentPoolStatus(ApiModel):

@@ -6,9 +6,12 @@ from pydantic import ConfigDict, Field
 
 from dalang_api.v1alpha1.agent import Limits
 from dalang_api.v1alpha1.schema import (
+    ANY_OBJECT,
     LIST_ATOMIC,
     ApiModel,
     Conditions,
+    ContextVariables,
+    Decimal,
     Duration,
     LocalReference,
     Resource,
@@ -24,6 +27,10 @@ INPUT_MAX = 32768
 CONVERSATION_MAX = 4 * INPUT_MAX
 """The most characters of all `messages` together. At up to 4 bytes each, these and the snapshot (512 KiB) stay well below
 what etcd takes as one object (1.5 MiB, else an error 500) and Temporal as one payload (2 MiB)."""
+
+
+CONTEXT_MAX = 8192
+"""The most characters of all context variables together: they stand in the status, and in many a turn's input."""
 
 
 class InputMessage(ApiModel):
@@ -50,6 +57,16 @@ class AgentRunSpec(ApiModel):
                 f"!has(self.messages) || self.messages.map(message, size(message.content)).sum() <= {CONVERSATION_MAX}",
                 f"messages may have at most {CONVERSATION_MAX} characters together",
             ),
+            rule(
+                "!has(self.context) || self.context.all(name, name.matches('^[a-zA-Z_][a-zA-Z0-9_]{0,63}$'))",
+                "names in context begin with a letter or _ and have at most 64 letters, digits and _",
+                field_path=".context",
+            ),
+            rule(
+                f"!has(self.context) || self.context.map(name, size(name) + size(self.context[name])).sum() <= {CONTEXT_MAX}",
+                f"context may have at most {CONTEXT_MAX} characters together",
+                field_path=".context",
+            ),
             immutable_except(
                 ["ttlAfterFinished", "cancel"],
                 "a run's spec is immutable but for cancel and ttlAfterFinished; create another run",
@@ -66,6 +83,9 @@ class AgentRunSpec(ApiModel):
     ) = None
     """The task, as a conversation so far, the user's message last; at most 131072 characters together. Exactly one of
     `input` and `messages` is set."""
+    context: ContextVariables | None = None
+    """Context variables: read by instructions and tools, changed by tools, and never shown to the model by themselves. A
+    value that is JSON is read as such (`"3"` is a number), any other is text; together at most 8192 bytes."""
     limits: Limits | None = None
     """Where this run ends at the latest. Each limit counts only where it is lower than the agent's."""
     ttl_after_finished: Duration | None = None
@@ -85,6 +105,8 @@ class SnapshottedAgent(ApiModel):
     """Its uid."""
     generation: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
     """Its `metadata.generation`: which version of the agent this run uses."""
+    pool: Annotated[str, Field(max_length=63)] | None = None
+    """The AgentPool whose workers run it."""
 
 
 class RecentMessage(ApiModel):
@@ -107,6 +129,8 @@ class Usage(ApiModel):
     """Tokens received."""
     total_tokens: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
     """Both together."""
+    cost_usd: Annotated[Decimal | None, Field(alias="costUSD")] = None
+    """What they cost in US dollars by the providers' public prices. Absent when the price of any model is not known."""
 
 
 class WorkflowReference(ApiModel):
@@ -139,7 +163,7 @@ class AgentRunStatus(ApiModel):
     """The state in one word, for columns. Scripts read the conditions."""
     conditions: Conditions = []
     """`Succeeded` is True, False or, until the run ends, Unknown; its reason and message say why. `Ready` and `Stalled` say
-    the same to tools such as Flux and Argo CD."""
+    the same to tools such as Flux and Argo CD. `Retrieved` is there where the last retrieval failed."""
     observed_generation: Annotated[int, Field(ge=-1, json_schema_extra={"format": "int64"})] | None = None
     """The `metadata.generation` the conditions are of; -1: the controller has not looked yet."""
     agent: Annotated[str, Field(max_length=63)] | None = None
@@ -150,6 +174,10 @@ class AgentRunStatus(ApiModel):
     """The answer. At most 8192 characters; `outputTruncated` tells whether it was cut."""
     output_truncated: bool | None = None
     """Whether `output` was cut. The whole answer is in the workflow's transcript."""
+    structured_output: Annotated[dict[str, Any] | None, Field(json_schema_extra=ANY_OBJECT)] = None
+    """The answer as an object, where the agent has an `output.schema`. Left out where it weighs more than 8192 bytes."""
+    context: ContextVariables | None = None
+    """The context variables as they are now: text as it is, all else as JSON."""
     messages: Annotated[list[RecentMessage], Field(max_length=8, json_schema_extra=LIST_ATOMIC)] | None = None
     """The last few messages of the conversation."""
     turns: Annotated[int, Field(ge=0, json_schema_extra={"format": "int32"})] | None = None
@@ -195,6 +223,7 @@ class AgentRun(Resource):
         {"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Succeeded')].reason"},
         {"name": "Turns", "type": "integer", "jsonPath": ".status.turns"},
         {"name": "Tokens", "type": "integer", "jsonPath": ".status.usage.totalTokens"},
+        {"name": "Cost", "type": "string", "jsonPath": ".status.usage.costUSD"},
         {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
         {"name": "Output", "type": "string", "jsonPath": ".status.output", "priority": 1},
     ]

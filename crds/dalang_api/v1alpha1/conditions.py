@@ -18,6 +18,8 @@ class ConditionType(StrEnum):
     """AgentRun: it will not get further by itself; the reason says why. kstatus reads it as Failed."""
     TOOLS_LOADED = "ToolsLoaded"
     """AgentPool: the pool's tool modules could be imported. Written by the reporter from what a worker published."""
+    RETRIEVED = "Retrieved"
+    """AgentRun: False where its last retrieval failed; the run goes on without documents. Absent otherwise."""
 
 
 class Phase(StrEnum):
@@ -52,6 +54,10 @@ class Reason(StrEnum):
     """Agent Ready=False, AgentRun Succeeded=Unknown: no AgentPool of that name (only `default` is made by itself)."""
     TOOL_NOT_FOUND = "ToolNotFound"
     """Agent Ready=False, AgentRun Succeeded=Unknown: the pool's modules register no function of that name."""
+    SERVER_NOT_FOUND = "ServerNotFound"
+    """Agent Ready=False: the pool has no MCP server of that name in `mcpServers`."""
+    RETRIEVER_NOT_FOUND = "RetrieverNotFound"
+    """Agent Ready=False: the pool has no retriever of that name in `retrievers`."""
     CATALOGUE_UNKNOWN = "CatalogueUnknown"
     """Agent Ready=Unknown: no worker of the pool's present build has told its tools yet. Runs start all the same."""
     AVAILABLE = "Available"
@@ -63,7 +69,8 @@ class Reason(StrEnum):
     NAME_CONFLICT = "NameConflict"
     """AgentPool Ready=False: a Deployment of the pool's name belongs to somebody else. Rename the pool or delete it."""
     CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
-    """AgentPool Ready=False: a ConfigMap in `toolsFrom` does not exist. Apply it; the pool goes on."""
+    """AgentPool Ready=False: a ConfigMap in `toolsFrom` does not exist. Agent Ready=False, AgentRun Succeeded=Unknown: the
+    one in `instructionsFrom` does not, or has not the key. Apply it; what waits goes on."""
     DEPLOYMENT_FAILED = "DeploymentFailed"
     """AgentPool Ready=False: the API server refused the Deployment; the message repeats what it said."""
 
@@ -75,7 +82,7 @@ class Reason(StrEnum):
 
     # AgentRun: before and while it runs
     AGENT_NOT_FOUND = "AgentNotFound"
-    """AgentRun Succeeded=Unknown: no Agent of that name. The run starts when it appears."""
+    """Agent Ready=False, AgentRun Succeeded=Unknown: no Agent of that name. What waits for it goes on when it appears."""
     INVALID_SPEC = "InvalidSpec"
     """Agent Ready=False, AgentRun Succeeded=False: the snapshot would be too large, or a bound is broken."""
     START_FAILED = "StartFailed"
@@ -100,6 +107,17 @@ class Reason(StrEnum):
     """AgentRun Succeeded=False: `limits.timeout` passed; the message names what it was waiting for."""
     MAX_TURNS = "MaxTurns"
     """AgentRun Succeeded=False: `limits.maxTurns` model calls were made without an answer."""
+    TOKEN_BUDGET = "TokenBudget"
+    """AgentRun Succeeded=False: `limits.maxTokens` was used up; the message has the figures."""
+    COST_BUDGET = "CostBudget"
+    """AgentRun Succeeded=False: `limits.maxCostUSD` was used up; the message has the figures."""
+    PRICE_UNKNOWN = "PriceUnknown"
+    """Agent Ready=False, AgentRun Succeeded=False: `limits.maxCostUSD` is set and the price of a model is not known."""
+    INVALID_INSTRUCTIONS = "InvalidInstructions"
+    """AgentRun Succeeded=False: the instructions could not be rendered; the message has the template's line, or what the
+    function raised."""
+    INVALID_OUTPUT = "InvalidOutput"
+    """AgentRun Succeeded=False: the agent's `output.schema` is no JSON schema."""
     MODEL_FAILED = "ModelFailed"
     """AgentRun Succeeded=False: the provider refused for good (401, 403, 404, quota, 400); the message has its words."""
     OUTPUT_TRUNCATED = "OutputTruncated"
@@ -110,6 +128,8 @@ class Reason(StrEnum):
     """AgentRun Succeeded=False: the model declined to answer; the message has its words."""
     CONTEXT_LENGTH = "ContextLength"
     """AgentRun Succeeded=False: the conversation no longer fits the model's context."""
+    RETRIEVAL_FAILED = "RetrievalFailed"
+    """AgentRun Retrieved=False: the last retrieval failed; the message has the words. The run went on without."""
     HISTORY_LIMIT = "HistoryLimit"
     """AgentRun Succeeded=False: the run came near Temporal's limit of 50 MiB or 51,200 events and was ended."""
     TERMINATED = "Terminated"

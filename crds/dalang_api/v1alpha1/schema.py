@@ -115,6 +115,18 @@ Duration = Annotated[str, Field(max_length=32, pattern=r"^([0-9]{1,5}(h|m|s|ms))
 Decimal = Annotated[str, Field(max_length=24, pattern=r"^[0-9]{1,12}(\.[0-9]{1,9})?$")]
 """A decimal number as a string, since the API conventions forbid floats."""
 
+ANY_OBJECT: JsonDict = {"x-kubernetes-preserve-unknown-fields": True}
+"""An object whose fields are somebody else's, such as a JSON schema."""
+
+ContextVariables = Annotated[
+    dict[
+        str,
+        Annotated[str, Field(max_length=4096)],
+    ],
+    Field(max_length=64),
+]
+"""Context variables by name; a value that is JSON is read as such, any other is text."""
+
 Timestamp = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
 """A time in RFC 3339, UTC, whole seconds."""
 

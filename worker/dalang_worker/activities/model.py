@@ -204,12 +204,13 @@ def _offered_tools(agent: AgentSnapshot) -> dict[str, ToolFunction]:
         ApplicationError: This worker does not have one of them; another, or the next build, may.
     """
     registered = registered_tools()
-    missing = sorted(binding.function for binding in agent.tools if binding.function not in registered)
+    functions = {binding.name: binding.function for binding in agent.tools if binding.function}
+    missing = sorted(function for function in functions.values() if function not in registered)
     if missing:
         have = ", ".join(sorted(registered)) or "none"
         message = f"The pool's modules register no function {', '.join(missing)} (they register: {have})"
         raise retryable(Reason.TOOL_NOT_FOUND, message[:700])
-    return {binding.name: registered[binding.function] for binding in agent.tools}
+    return {name: registered[function] for name, function in functions.items()}
 
 
 def _application_error(error: ModelCallError) -> ApplicationError:
