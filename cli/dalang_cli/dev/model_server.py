@@ -1,17 +1,28 @@
-"""A scripted model with OpenAI's Chat Completions API: `python -m dalang_cli.dev.model_server --port N`.
+"""A scripted model that speaks every provider's API: `python -m dalang_cli.dev.model_server --port N`.
 
 `dalang dev` runs it so that examples work without a key; tests give it scripts; benchmarks use it as a model that costs
-nothing. Answers are chosen from the request alone (the number of assistant messages in it), so a retry, a restarted worker
-and a replay get the same answer. Only errors are counted, because an error is there to be retried.
+nothing. Answers are chosen from the request alone (scripted_answers.py), and what a provider refuses is refused here.
+
+    provider      base URL of its SDK               answers
+    OpenAI        http://host:port/v1               POST /v1/chat/completions, /v1/embeddings; GET /v1/models
+    Azure OpenAI  http://host:port (the endpoint)   POST /openai/deployments/{deployment}/chat/completions, …/embeddings
+    Anthropic     http://host:port/anthropic        POST /anthropic/v1/messages, streamed or not
+    Bedrock       http://host:port/bedrock          POST /bedrock/model/{model}/invoke, …/invoke-with-response-stream
 
     PUT    /scripts/{model}        {"responses": [...], "errors": [...], "alwaysError": {...}, "latencySeconds": 0, "loop": false}
-    DELETE /scripts/{model}
+    DELETE /scripts/{model}        the model is the deployment at Azure, the one in the path at Bedrock
     GET    /requests?model=NAME    what was asked; DELETE forgets it
-    POST   /v1/chat/completions    GET /v1/models    GET /healthz
+    GET    /healthz
 
-A response is `{"text": "..."}` or `{"toolCalls": [{"name", "arguments"}], "text"?}`, with `finishReason` and `latencySeconds`
-if wanted; an error is `{"status": 429, "headers": {}, "body": {}}` or `{"drop": true}`. In a text `{{last_tool}}` and
-`{{last_user}}` stand for the last message of that role, `{{n}}` for the number of the turn, from 1.
+A response is `{"text": "..."}` or `{"toolCalls": [{"name", "arguments", "id"?}], "text"?}`, with `finishReason`, `usage` (in
+the provider's words) and `latencySeconds` if wanted. For Anthropic and Bedrock also `thinking: {"text", "signature"?}` and
+`redactedThinking: DATA`. In a text `{{last_tool}}` and `{{last_user}}` stand for the last message of that role, `{{n}}` for
+the number of the turn, from 1. An error is `{"status": 429, "headers": {}, "message": "", "body": {}}`, where `body` is in
+place of the provider's own shape, or `{"drop": true}`. Embeddings are computed, so that their scripts hold only errors.
+
+What a stream may suffer stands beside the response that it breaks: `dropAfter: N` drops the connection after N events,
+`errorMidStream: {"type": "overloaded_error", "message", "after"?: N}` ends it with an error (after half of the events),
+`chunkSeconds` passes between two events. A client that does not stream gets the first two instead of an answer.
 
 Models without a script: `bench-<ms>` says "ok" after so many milliseconds; `bench-<ms>-turns-<k>-bytes-<b>` first calls the
 first tool k times with b bytes; `unauthorized` answers 401; any other one plays along (demo_model.py).
@@ -20,202 +31,57 @@ first tool k times with b bytes; `unauthorized` answers 401; any other one plays
 import argparse
 import asyncio
 import json
-import re
 import sys
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 from aiohttp import web
 
-from dalang_cli.dev.demo_model import demo_response
+from dalang_cli.dev.scripted_answers import BadRequest, Script, choose_response, without_stream
+from dalang_cli.dev.scripted_anthropic import Bedrock, Messages
+from dalang_cli.dev.scripted_openai import Chat, Embeddings, completion
+from dalang_cli.dev.scripted_requests import Recorded, Recorder
+
+__all__ = ["BadRequest", "ModelServer", "Script", "choose_response", "completion"]
 
 Json = dict[str, Any]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-MAX_RECORDED = 20_000
-MAX_RECORDED_BYTES = 256 * 1024 * 1024
 MAX_BODY_BYTES = 64 * 1024 * 1024
-BENCH = re.compile(r"bench-(?P<latency>\d+)(?:-turns-(?P<turns>\d+)-bytes-(?P<size>\d+))?")
+KEY_HEADERS = ("Authorization", "api-key", "x-api-key")
+"""Where a key comes along: OpenAI, Anthropic and Bedrock · Azure · Anthropic until version 2026-10-21."""
 
 
-class BadRequest(Exception):
-    """The request, or the script it asks for, makes no sense; answered with 400, which clients do not retry."""
+class Api(Protocol):
+    """One provider's API: how it asks, refuses and answers."""
 
+    name: str
 
-@dataclass
-class Script:
-    """What one model answers."""
+    def read(self, request: web.Request, content: Json) -> Json:
+        """Return the request with its model in `model`, wherever it was named."""
 
-    responses: list[Json] = field(default_factory=list)
-    errors: list[Json] = field(default_factory=list)
-    """Given first, one per request, in order."""
-    always_error: Json | None = None
-    latency_seconds: float = 0.0
-    loop: bool = False
-    """Begin anew after the last response; without it a further request is an error."""
+    def version(self, request: web.Request, content: Json) -> str | None:
+        """Return the version of the API that the client names."""
 
-    @classmethod
-    def parse(cls, content: Any) -> "Script":
-        """Read the body of `PUT /scripts/{model}`; a misspelt key is an error, not a model that does something else."""
-        known = {"responses", "errors", "alwaysError", "latencySeconds", "loop"}
-        if not isinstance(content, dict) or (unknown := set(content) - known):
-            raise BadRequest(
-                f"a script is an object with the keys {sorted(known)}, not {unknown if content else content}"
-            )
-        return cls(
-            responses=list(content.get("responses") or []),
-            errors=list(content.get("errors") or []),
-            always_error=content.get("alwaysError"),
-            latency_seconds=float(content.get("latencySeconds") or 0.0),
-            loop=bool(content.get("loop")),
-        )
+    def streams(self, request: web.Request, content: Json) -> bool:
+        """Return whether the answer is a stream."""
 
-    def next_response(self, turn: int) -> Json:
-        """Return the error or response for a request that already contains `turn` assistant messages."""
-        if self.always_error is not None:
-            return self.always_error
-        if self.errors:
-            return self.errors.pop(0)
-        if self.loop and self.responses:
-            return self.responses[turn % len(self.responses)]
-        if turn >= len(self.responses):
-            raise BadRequest(
-                f"the script has {len(self.responses)} responses, but the request is for number {turn + 1}"
-            )
-        return self.responses[turn]
+    def check(self, request: web.Request, content: Json) -> None:
+        """Refuse what the provider refuses.
 
+        Raises:
+            BadRequest: with the words of the provider.
+        """
 
-@dataclass
-class Recorded:
-    """One request to a model; the body stays bytes until somebody asks."""
+    def choose(self, content: Json, scripts: dict[str, Script]) -> Json:
+        """Return the response (or error) for a request."""
 
-    model: str
-    body: bytes
-    time: float
-    authorized: bool
-    aborted: bool = False
-    """The client went away before it got its answer."""
+    async def answer(self, request: web.Request, content: Json, response: Json, size: int) -> web.StreamResponse:
+        """Answer with a response that is no error."""
 
-    def to_json(self) -> Json:
-        """Return what `GET /requests` shows; never the key itself."""
-        return {
-            "model": self.model,
-            "time": self.time,
-            "authorization": self.authorized,
-            "aborted": self.aborted,
-            "body": json.loads(self.body),
-        }
-
-
-class Recorder:
-    """The last requests, bounded in number and in bytes."""
-
-    def __init__(self) -> None:
-        self.requests: deque[Recorded] = deque()
-        self._bytes = 0
-
-    def add(self, request: Recorded) -> None:
-        self.requests.append(request)
-        self._bytes += len(request.body)
-        while len(self.requests) > MAX_RECORDED or self._bytes > MAX_RECORDED_BYTES:
-            self._bytes -= len(self.requests.popleft().body)
-
-    def clear(self, model: str | None) -> None:
-        """Forget the requests of one model, or all."""
-        self.requests = deque(each for each in self.requests if model is not None and each.model != model)
-        self._bytes = sum(len(each.body) for each in self.requests)
-
-
-def choose_response(request: Json, scripts: dict[str, Script]) -> Json:
-    """Return the response (or error) for a request.
-
-    Raises:
-        BadRequest: the script has no such response.
-    """
-    model: str = request["model"]
-    messages: list[Json] = request["messages"]
-    turn = sum(message.get("role") == "assistant" for message in messages)
-    if (script := scripts.get(model)) is not None:
-        return {"latencySeconds": script.latency_seconds, **script.next_response(turn)}
-    if match := BENCH.fullmatch(model):
-        return _bench_response(match, turn, request.get("tools") or [])
-    if model == "unauthorized":
-        error = {"message": "Incorrect API key provided.", "type": "invalid_request_error", "code": "invalid_api_key"}
-        return {"status": 401, "body": {"error": {**error, "param": None}}}
-    return demo_response(request)
-
-
-def _bench_response(match: re.Match[str], turn: int, tools: Sequence[Json]) -> Json:
-    latency = int(match["latency"]) / 1000
-    if match["turns"] is None:
-        return {"text": "ok", "latencySeconds": latency}
-    filling = "x" * int(match["size"])
-    if turn >= int(match["turns"]) or not tools:
-        return {"text": filling, "latencySeconds": latency}
-    function = tools[0]["function"]
-    properties = (function.get("parameters") or {}).get("properties") or {}
-    name = next((name for name, schema in properties.items() if schema.get("type") == "string"), None)
-    arguments = {name: filling} if name else {}
-    return {"toolCalls": [{"name": function["name"], "arguments": arguments}], "latencySeconds": latency}
-
-
-def completion(request: Json, response: Json, request_bytes: int) -> Json:
-    """Return the body of a successful answer."""
-    messages: list[Json] = request["messages"]
-    turn = sum(message.get("role") == "assistant" for message in messages)
-    message: Json = {"role": "assistant", "content": _filled(response.get("text"), messages, turn), "refusal": None}
-    if calls := response.get("toolCalls"):
-        message["tool_calls"] = [
-            {
-                "id": call.get("id") or f"call_{turn}_{position}",
-                "type": "function",
-                "function": {"name": call["name"], "arguments": _as_text(call.get("arguments", {}))},
-            }
-            for position, call in enumerate(calls)
-        ]
-    said = len(message["content"] or "") + sum(len(_as_text(call)) for call in calls or ())
-    prompt_tokens, completion_tokens = max(1, request_bytes // 4), max(1, said // 4)
-    return {
-        "id": f"chatcmpl-{time.monotonic_ns():x}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": request["model"],
-        "choices": [
-            {
-                "index": 0,
-                "message": message,
-                "logprobs": None,
-                "finish_reason": response.get("finishReason") or ("tool_calls" if calls else "stop"),
-            }
-        ],
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-            **(response.get("usage") or {}),
-        },
-    }
-
-
-def _filled(text: str | None, messages: Sequence[Json], turn: int) -> str | None:
-    if text is None or "{{" not in text:
-        return text
-    for role in ("tool", "user"):
-        last = next((message for message in reversed(messages) if message.get("role") == role), None)
-        text = text.replace(f"{{{{last_{role}}}}}", content_text(last) if last else "")
-    return text.replace("{{n}}", str(turn + 1))
-
-
-def content_text(message: Json) -> str:
-    """Return the text of a message whose content is a string or a list of parts."""
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    def refuse(self, status: int, message: str | None, param: str | None = None) -> web.Response:
+        """Return an error in the provider's shape."""
 
 
 class ModelServer:
@@ -227,39 +93,44 @@ class ModelServer:
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
+        chat, embeddings, messages, bedrock = Chat(), Embeddings(), Messages(), Bedrock()
         application = web.Application(client_max_size=MAX_BODY_BYTES)
-        application.router.add_post("/v1/chat/completions", self._complete)
-        application.router.add_get("/v1/models", self._list_models)
-        application.router.add_get("/healthz", self._health)
-        application.router.add_put("/scripts/{model}", self._put_script)
-        application.router.add_delete("/scripts/{model}", self._delete_script)
-        application.router.add_get("/requests", self._list_requests)
-        application.router.add_delete("/requests", self._clear_requests)
+        router = application.router
+        router.add_post("/v1/chat/completions", self._model(chat))
+        router.add_post("/v1/embeddings", self._model(embeddings))
+        router.add_post("/openai/deployments/{deployment}/chat/completions", self._model(chat))
+        router.add_post("/openai/deployments/{deployment}/embeddings", self._model(embeddings))
+        router.add_post("/anthropic/v1/messages", self._model(messages))
+        router.add_post("/bedrock/model/{model}/invoke", self._model(bedrock))
+        router.add_post("/bedrock/model/{model}/invoke-with-response-stream", self._model(bedrock))
+        router.add_get("/v1/models", self._list_models)
+        router.add_get("/healthz", self._health)
+        router.add_put("/scripts/{model}", self._put_script)
+        router.add_delete("/scripts/{model}", self._delete_script)
+        router.add_get("/requests", self._list_requests)
+        router.add_delete("/requests", self._clear_requests)
         return application
 
-    async def _complete(self, request: web.Request) -> web.StreamResponse:
-        raw = await request.read()
-        try:
-            content = _parse_request(raw)
-            recorded = Recorded(content["model"], raw, time.time(), "Authorization" in request.headers)
-            self._recorder.add(recorded)
-            response = choose_response(content, self._scripts)
-        except BadRequest as error:
-            return _error(400, str(error))
-        if latency := response.get("latencySeconds"):
+    def _model(self, api: Api) -> Handler:
+        """Return the handler of one API."""
+
+        async def ask(request: web.Request) -> web.StreamResponse:
+            raw = await request.read()
             try:
-                await asyncio.sleep(latency)
-            except asyncio.CancelledError:
+                content = _parse_request(api, request, raw)
+                recorded = _recorded(api, request, content, raw)
+                self._recorder.add(recorded)
+                api.check(request, content)
+                response = api.choose(content, self._scripts)
+            except BadRequest as error:
+                return api.refuse(error.status, str(error), error.param)
+            try:
+                return await _answer(api, request, content, response, len(raw))
+            except (asyncio.CancelledError, ConnectionError):
                 recorded.aborted = True
                 raise
-        if response.get("drop"):
-            if request.transport is not None:
-                request.transport.abort()
-            return web.Response()  # goes nowhere
-        if status := response.get("status"):
-            body = response.get("body") or {"error": {"message": f"scripted error {status}", "type": "scripted"}}
-            return web.json_response(body, status=status, headers=response.get("headers"))
-        return web.json_response(completion(content, response, len(raw)))
+
+        return ask
 
     async def _list_models(self, request: web.Request) -> web.Response:
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "dalang"} for name in self._scripts]
@@ -272,7 +143,7 @@ class ModelServer:
         try:
             script = Script.parse(json.loads(await request.read()))
         except (BadRequest, ValueError) as error:
-            return _error(400, str(error))
+            return Chat().refuse(400, str(error))
         self._scripts[request.match_info["model"]] = script
         return web.json_response({})
 
@@ -290,23 +161,47 @@ class ModelServer:
         return web.json_response({})
 
 
-def _parse_request(raw: bytes) -> Json:
+def _parse_request(api: Api, request: web.Request, raw: bytes) -> Json:
     try:
         content = json.loads(raw)
     except ValueError as error:
         raise BadRequest(f"the body is not JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("model"), str):
-        raise BadRequest("the request names no model")
-    if not isinstance(content.get("messages"), list) or not content["messages"]:
-        raise BadRequest("the request has no messages")
-    if content.get("stream"):
-        raise BadRequest("the scripted model does not stream")
+    if not isinstance(content, dict):
+        raise BadRequest("the body is not an object")
+    content = api.read(request, content)
+    if not isinstance(content.get("model"), str):
+        raise BadRequest("the request names no model", "model")
     return content
 
 
-def _error(status: int, message: str) -> web.Response:
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
-    return web.json_response({"error": error}, status=status)
+def _recorded(api: Api, request: web.Request, content: Json, raw: bytes) -> Recorded:
+    return Recorded(
+        model=content["model"],
+        body=raw,
+        time=time.time(),
+        authorized=any(name in request.headers for name in KEY_HEADERS),
+        api=api.name,
+        path=request.rel_url.raw_path,
+        api_version=api.version(request, content),
+    )
+
+
+async def _answer(api: Api, request: web.Request, content: Json, response: Json, size: int) -> web.StreamResponse:
+    if latency := response.get("latencySeconds"):
+        await asyncio.sleep(latency)
+    if not api.streams(request, content):
+        response = without_stream(response)
+    if response.get("drop"):
+        if request.transport is not None:
+            request.transport.abort()
+        return web.Response()  # goes nowhere
+    if status := response.get("status"):
+        refused = api.refuse(status, response.get("message"))
+        if body := response.get("body"):
+            refused.text = json.dumps(body)
+        refused.headers.update(response.get("headers") or {})
+        return refused
+    return await api.answer(request, content, response, size)
 
 
 def main() -> int:

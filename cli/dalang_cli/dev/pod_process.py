@@ -23,6 +23,7 @@ from dalang_cli.dev.api import Api, ApiError, Object
 from dalang_cli.dev.backoff import Backoff
 from dalang_cli.dev.pod_spec import MissingSource, PodFacts, SourceKind
 from dalang_cli.dev.pod_status import ContainerState, Running, Terminated, Waiting, timestamp
+from dalang_cli.dev.pod_tokens import PodTokens
 from dalang_cli.dev.probes import Probing
 from dalang_cli.dev.processes import Process, Processes
 from dalang_cli.dev.state import PartStatus, StateDirectory, write_atomically
@@ -33,6 +34,8 @@ POOL_ENTRYPOINT = ("dalang",)
 DOWN_GRACE_SECONDS = 10.0
 """`dalang dev down` gives no pod longer than this to end."""
 RETRY_SECONDS = 1.0
+TOKEN_LOOK_SECONDS = 30.0
+"""How often to look whether a token is near its end; none lives shorter than ten minutes."""
 NO_INIT_CONTAINERS = "dalang dev runs no init containers; put what they do into the container's command"
 NO_PROGRAM = "dalang dev runs commands found on this machine, not images"
 
@@ -153,6 +156,7 @@ class ContainerRunner:
         while True:
             await pod.sources.refresh(pod.references)
             try:
+                await pod.refresh_tokens()
                 own = pod_spec.container_environment(self._spec, pod.facts, pod.sources)
                 pod.write_volumes()
             except MissingSource as error:
@@ -201,6 +205,7 @@ class PodRunner:
         self.sources = sources
         self.facts = PodFacts.of(pod, ip, node.name)
         self.references = pod_spec.referenced_sources(pod["spec"])
+        self._tokens = PodTokens(node.api, self.facts, pod["spec"])
         self.restart_policy: str = pod["spec"].get("restartPolicy", "Always")
         self.directory = node.directory.pods / self.facts.uid
         kind = "worker" if POOL_LABEL in self.facts.labels else "pod"
@@ -284,12 +289,13 @@ class PodRunner:
 
     async def run(self) -> None:
         """Run the pod until it is deleted; returns when nothing of it is left."""
-        writer = asyncio.create_task(self._write_statuses())
+        background = [asyncio.create_task(self._write_statuses()), asyncio.create_task(self._renew_tokens())]
         try:
             await self._run_until_deleted()
             await self._stop_containers(self.grace_seconds)
         finally:
-            writer.cancel()
+            for task in background:
+                task.cancel()
         if not self._gone.is_set():
             await self._remove()
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -308,6 +314,24 @@ class PodRunner:
             async with asyncio.timeout(RETRY_SECONDS):
                 await self._sources_changed.wait()
 
+    async def refresh_tokens(self) -> None:
+        """Ask for the tokens of the volumes that are missing or near their end.
+
+        Raises:
+            MissingSource: the API server issues none now.
+        """
+        try:
+            await self._tokens.refresh()
+        except ApiError as error:
+            raise MissingSource(str(error)) from error
+
+    async def _renew_tokens(self) -> None:
+        while self._tokens:
+            await asyncio.sleep(TOKEN_LOOK_SECONDS)
+            with contextlib.suppress(MissingSource):
+                await self.refresh_tokens()
+                self.write_volumes()
+
     def write_volumes(self) -> None:
         """Make the files of the volumes equal to their sources.
 
@@ -317,7 +341,7 @@ class PodRunner:
         for volume in self.pod["spec"].get("volumes") or []:
             if "hostPath" in volume:
                 continue
-            files = pod_spec.volume_files(volume, self.facts, self.sources)
+            files = pod_spec.volume_files(volume, self.facts, self.sources, self._tokens)
             synchronize(self.volume_directories[volume["name"]], files, owns_all="emptyDir" not in volume)
 
     async def _run_until_deleted(self) -> None:

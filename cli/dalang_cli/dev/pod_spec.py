@@ -17,6 +17,9 @@ SourceKind = Literal["Secret", "ConfigMap"]
 Sources = Callable[[SourceKind, str], Object | None]
 """Returns a Secret or ConfigMap of the pod's namespace by name, or None when there is none."""
 
+Tokens = Callable[[Object], bytes]
+"""Returns the service account token of a projection."""
+
 
 class MissingSource(Exception):
     """A Secret, a ConfigMap or one of its keys is missing, and not optional: the container has to wait."""
@@ -165,7 +168,7 @@ def expand(text: str, environment: Mapping[str, str]) -> str:
     return re.sub(r"\$\$|\$\(([-._a-zA-Z0-9]+)\)", replacement, text)
 
 
-def volume_files(volume: Object, facts: PodFacts, sources: Sources) -> dict[str, bytes]:
+def volume_files(volume: Object, facts: PodFacts, sources: Sources, tokens: Tokens) -> dict[str, bytes]:
     """Return the files of a volume by relative path; empty for kinds without content of ours.
 
     Raises:
@@ -185,7 +188,8 @@ def volume_files(volume: Object, facts: PodFacts, sources: Sources) -> dict[str,
         elif downward := holder.get("downwardAPI"):
             for item in downward.get("items") or []:
                 files[item["path"]] = facts.field((item.get("fieldRef") or {}).get("fieldPath", "")).encode()
-        # serviceAccountToken: pods here are reached by no in-cluster configuration, so nobody would find the token.
+        elif (token := holder.get("serviceAccountToken")) and token.get("audience"):
+            files[token["path"]] = tokens(token)
     return files
 
 

@@ -155,6 +155,10 @@ def test_command_line_uses_the_entrypoint_only_without_a_command() -> None:
     assert command_line({**container, "command": ["mine"]}, ["dalang"], {}, {})[0] == "mine"
 
 
+def token_of(projection: dict[str, Any]) -> bytes:
+    return f"token for {projection['audience']}".encode()
+
+
 @pytest.mark.parametrize(
     ("volume", "files"),
     [
@@ -177,23 +181,24 @@ def test_command_line_uses_the_entrypoint_only_without_a_command() -> None:
                         {"secret": {"name": "openai"}},
                         {"configMap": {"name": "none", "optional": True}},
                         {"downwardAPI": {"items": [{"path": "ns", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
-                        {"serviceAccountToken": {"path": "token"}},
+                        {"serviceAccountToken": {"path": "for-the-api"}},
+                        {"serviceAccountToken": {"path": "token", "audience": "https://api.example.com"}},
                     ]
                 }
             },
-            {"api-key": b"sk-1", "ns": b"shop"},
-            id="a projection",
+            {"api-key": b"sk-1", "ns": b"shop", "token": b"token for https://api.example.com"},
+            id="a projection; of tokens those for others than the API server",
         ),
         pytest.param({"emptyDir": {}}, {}, id="an empty directory"),
     ],
 )
 def test_volume_files(volume: dict[str, Any], files: dict[str, bytes]) -> None:
-    assert volume_files({"name": "v", **volume}, FACTS, find) == files
+    assert volume_files({"name": "v", **volume}, FACTS, find, token_of) == files
 
 
 def test_a_required_volume_must_exist() -> None:
     with pytest.raises(MissingSource, match='secret "none" not found'):
-        volume_files({"name": "v", "secret": {"secretName": "none"}}, FACTS, find)
+        volume_files({"name": "v", "secret": {"secretName": "none"}}, FACTS, find, token_of)
 
 
 def test_referenced_sources_are_found_everywhere() -> None:
