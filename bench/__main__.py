@@ -18,11 +18,12 @@ from temporalio.client import Client
 from bench import bare
 from bench.cluster import Cluster, connect
 from bench.processes import ControlPlane, bare_worker, control_plane
+from bench.turns import turns
 
 CONCURRENCY = 100
 TURNS = (10, 40, 100)
 TURN_BYTES = 1024
-PARTS = ("throughput", "alone", "history", "burst", "memory")
+PARTS = ("turns", "throughput", "alone", "history", "burst", "memory")
 
 _names = (f"r{number}" for number in itertools.count())
 
@@ -54,6 +55,7 @@ async def run_parts(plane: ControlPlane, arguments: argparse.Namespace) -> dict[
         watching = asyncio.create_task(cluster.watch_runs())
         await run_agent(cluster, "bench-0")
         parts: dict[str, Callable[[], Awaitable[Any]]] = {
+            "turns": lambda: turns(temporal, arguments.runs),
             "throughput": lambda: throughput(plane, cluster, temporal, arguments.runs),
             "alone": lambda: alone(cluster, temporal),
             "history": lambda: history(cluster, temporal),
@@ -155,13 +157,13 @@ async def run_agent(cluster: Cluster, agent: str) -> float:
 async def history(cluster: Cluster, temporal: Client) -> dict[str, Any]:
     """Bytes of history at 10, 40 and 100 turns of 1 KB, beside what was said and what the goal allows."""
     figures = {}
-    for turns in TURNS:
-        figure = await history_of(cluster, temporal, f"bench-0-turns-{turns}-bytes-{TURN_BYTES}")
+    for count in TURNS:
+        figure = await history_of(cluster, temporal, f"bench-0-turns-{count}-bytes-{TURN_BYTES}")
         # A turn says the call's arguments and the tool's answer; the last one an answer.
-        figure["saidBytes"] = (2 * turns + 1) * TURN_BYTES
-        activities = 2 * turns + 2
+        figure["saidBytes"] = (2 * count + 1) * TURN_BYTES
+        activities = 2 * count + 2
         figure["allowedBytes"] = int(1.5 * figure["saidBytes"] + 2048 * activities)
-        figures[f"{turns} turns"] = figure
+        figures[f"{count} turns"] = figure
     return figures
 
 

@@ -1,9 +1,11 @@
-"""The floor: a bare Temporal workflow with one activity that makes the same model call. `python -m bench.bare` serves it."""
+"""The floors: a bare Temporal workflow with one model call, and a bare agent loop. `python -m bench.bare` serves both."""
 
 import asyncio
+import json
 import os
 import signal
 from datetime import timedelta
+from typing import Any
 
 from openai import AsyncOpenAI
 from temporalio import activity, workflow
@@ -27,6 +29,46 @@ class Bare:
         return answer
 
 
+# The loop in as few lines as it takes: no snapshot, limits, report, retry rules or transcript kept out of the inputs.
+
+ECHO = {
+    "type": "function",
+    "function": {"name": "echo", "parameters": {"type": "object", "properties": {"text": {"type": "string"}}}},
+}
+
+
+@activity.defn
+async def converse(model: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": model, "messages": messages, "tools": [ECHO]}
+    completion = await _client().chat.completions.create(**body)
+    message: dict[str, Any] = completion.choices[0].message.model_dump(exclude_none=True)
+    return message
+
+
+@activity.defn
+async def echo(arguments: str) -> str:
+    text: str = json.loads(arguments)["text"]
+    return text
+
+
+@workflow.defn
+class BareLoop:
+    @workflow.run
+    async def run(self, model: str) -> str:
+        messages: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
+        limit = timedelta(minutes=10)
+        while True:
+            reply = await workflow.execute_activity(converse, args=[model, messages], start_to_close_timeout=limit)
+            messages.append(reply)
+            if not reply.get("tool_calls"):
+                return str(reply["content"])
+            for call in reply["tool_calls"]:
+                said = await workflow.execute_activity(
+                    echo, call["function"]["arguments"], start_to_close_timeout=limit
+                )
+                messages.append({"role": "tool", "tool_call_id": call["id"], "content": said})
+
+
 _clients: list[AsyncOpenAI] = []
 
 
@@ -43,8 +85,8 @@ async def serve() -> None:
     async with Worker(
         client,
         task_queue=QUEUE,
-        workflows=[Bare],
-        activities=[ask],
+        workflows=[Bare, BareLoop],
+        activities=[ask, converse, echo],
         workflow_runner=UnsandboxedWorkflowRunner(),  # as Dalang's own worker
         build_id="bare",
     ):

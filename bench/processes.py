@@ -2,9 +2,12 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,6 +99,40 @@ def bare_worker() -> Iterator[psutil.Process]:
             yield psutil.Process(process.pid)
         finally:
             process.terminate()
+
+
+@contextmanager
+def agent_worker(installation: str, tools_path: Path) -> Iterator[psutil.Process]:
+    """Serve an installation of the bench's own with one `dalang worker`, as a pod runs it."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+    settings = {
+        "TEMPORAL_ADDRESS": os.environ["TEMPORAL_ADDRESS"],
+        "INSTALLATION": installation,
+        "NAMESPACE": "bench",
+        "POOL": "default",
+        "TOOLS": "benchtools",
+        "TOOLS_PATH": str(tools_path),
+        "HTTP_ADDRESS": address,
+        "LOG_LEVEL": "WARNING",
+    }
+    environment = os.environ | {f"DALANG_{name}": value for name, value in settings.items()}
+    with subprocess.Popen([*DALANG, "worker"], env=environment) as process:
+        try:
+            while not _is_ready(f"http://{address}/readyz"):
+                assert process.poll() is None, "the worker did not start"
+                time.sleep(0.1)
+            yield psutil.Process(process.pid)
+        finally:
+            process.terminate()
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1):
+            return True
+    except OSError:
+        return False
 
 
 def _memory_mib(pid: int, field: str) -> float:

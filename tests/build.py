@@ -3,6 +3,8 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from dalang_operator.kinds.reach import Known
+
 Json = dict[str, Any]
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
@@ -87,17 +89,37 @@ def finished_run(name: str = "r1", *, ago: timedelta = timedelta(0), metadata: J
 
 
 def agent(name: str = "helper", *, model: str = "gpt", metadata: Json | None = None, **spec: Any) -> Json:
-    return {"metadata": meta(name, **(metadata or {})), "spec": {"modelRef": {"name": model}, **spec}}
+    return {"kind": "Agent", "metadata": meta(name, **(metadata or {})), "spec": {"modelRef": {"name": model}, **spec}}
 
 
-def model(name: str = "gpt", *, secret: str | None = None, **spec: Any) -> Json:
+def model(called: str = "gpt", *, secret: str | None = None, **spec: Any) -> Json:
+    """A model; `name` is that at the provider."""
     auth = {"auth": {"apiKey": {"secretKeyRef": {"name": secret, "key": "api-key"}}}} if secret else {}
-    return {"metadata": meta(name), "spec": {"provider": "OpenAI", "name": "gpt-5", **auth, **spec}}
+    return {
+        "kind": "AgentModel",
+        "metadata": meta(called),
+        "spec": {"provider": "OpenAI", "name": "gpt-5", **auth, **spec},
+    }
 
 
 def pool(name: str = "default", *, metadata: Json | None = None, status: Json | None = None, **spec: Any) -> Json:
-    return {"metadata": meta(name, **(metadata or {})), "spec": spec, "status": status or {}}
+    return {
+        "kind": "AgentPool",
+        "metadata": meta(name, **(metadata or {})),
+        "spec": spec,
+        "status": status or {},
+    }
 
 
 def config_map(name: str = "tools", **data: str) -> Json:
     return {"metadata": meta(name), "data": {key.replace("__", "."): value for key, value in data.items()}}
+
+
+def known(*there: Json) -> Known:
+    """These objects, and no others, to look up by name."""
+    objects = {(obj["kind"], obj["metadata"]["name"]): obj for obj in there}
+    return Known(
+        agents=lambda name: objects.get(("Agent", name)),
+        models=lambda name: objects.get(("AgentModel", name)),
+        pools=lambda name: objects.get(("AgentPool", name)),
+    )

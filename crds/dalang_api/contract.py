@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import from_json
 
 # ── Sizes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 # Temporal refuses payloads over 2 MiB and retries the workflow task for ever, so each part is
@@ -17,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MESSAGE_MAX_BYTES = 32 * 1024
 """The most one message of the model keeps; longer text is cut, with a mark."""
+OPAQUE_MAX_BYTES = 256 * 1024
+"""The most one message keeps of what is a provider's own; more is dropped, as it cannot be cut."""
 TOOL_OUTPUT_MAX_BYTES = 16 * 1024
 """The most of a tool's output that is kept and sent to the model."""
 SNAPSHOT_MAX_BYTES = 512 * 1024
@@ -41,6 +44,9 @@ RECENT_MESSAGE_MAX_BYTES = 1024
 CONTEXT_MAX_BYTES = 8192
 """The most a run's context variables may weigh as JSON, names included: they stand in the status, and in the input of
 each call that reads them."""
+CONTEXT_MAX_VARIABLES = 64
+CONTEXT_VALUE_MAX_CHARS = 4096
+"""The longest that one of them may be."""
 INSTRUCTIONS_MAX_BYTES = 64 * 1024
 """The most that rendered instructions may weigh."""
 STRUCTURED_OUTPUT_MAX_BYTES = 8192
@@ -403,8 +409,8 @@ class ModelCall(Wire):
     """The context variables, where the agent's instructions may read them."""
     max_output_tokens: int | None = None
     """What is left of a token budget: the most this call may answer."""
-    needs_price: bool | None = None
-    """There is a cost budget, so a model without a known price must not be called."""
+    max_cost_usd: str | None = None
+    """What is left of a cost budget: a model without a known price must not be called, and none may answer for more."""
 
 
 class AgentCall(Wire):
@@ -466,6 +472,8 @@ class ModelReply(Wire):
     """The answer does not fit the agent's schema: what the model is told, to answer again."""
     retrieval_failure: str | None = None
     """Why nothing could be looked up; the call was made without."""
+    tools_failure: str | None = None
+    """Which of the agent's tools the model could not be offered, and why; the call was made without."""
 
 
 class ToolCall(Wire):
@@ -582,7 +590,9 @@ class RunReport(Wire):
     context: dict[str, str] | None = None
     """The context variables, as `context_text` writes them."""
     retrieval_failure: str | None = None
-    """Why the last retrieval failed."""
+    """Whose last retrieval failed, and why."""
+    tools_failure: str | None = None
+    """Whose model could not be offered all its tools at its last call, and why."""
 
 
 # ── Context variables ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -591,7 +601,7 @@ class RunReport(Wire):
 def context_value(text: str) -> Any:
     """Return the value of a context variable as a manifest writes it: JSON where it is JSON, else the text itself."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return from_json(text, allow_inf_nan=False)  # refuses half characters and endless nesting, too
     except ValueError:
         return text
 
@@ -603,13 +613,15 @@ def context_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def context_size(context: dict[str, Any]) -> int:
-    """Return what the context variables weigh in the status, names included, in bytes."""
-    return sum(len(name.encode()) + len(context_text(value).encode()) for name, value in context.items())
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+def context_problem(context: dict[str, Any]) -> str | None:
+    """Return why these context variables are too much, or None where they are not."""
+    texts = {name: context_text(value) for name, value in context.items()}
+    if len(texts) > CONTEXT_MAX_VARIABLES:
+        return f"{len(texts)} variables, {CONTEXT_MAX_VARIABLES} are allowed"
+    if long := [name for name, text in texts.items() if len(text) > CONTEXT_VALUE_MAX_CHARS]:
+        return f"{long[0]} is longer than {CONTEXT_VALUE_MAX_CHARS} characters"
+    size = sum(len(name.encode()) + len(text.encode()) for name, text in texts.items())
+    return f"{size} bytes, {CONTEXT_MAX_BYTES} are allowed" if size > CONTEXT_MAX_BYTES else None
 
 
 # ── The catalogue ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,17 +1,19 @@
 """Every field of every kind on a real API server, read off the schemas so that a new field cannot be forgotten.
 
-`sample` makes an object with all fields out of a schema. From it come the tests that everything is stored as sent, that
-each bound of each field is kept, and that each field of a run but `cancel` and `ttlAfterFinished` is immutable.
+`sample` makes an object with all fields out of a schema, and `VARIANTS` says which of them exclude each other. From both
+come the tests that everything is stored as sent, that each bound of each field is kept, and that each field of a run but
+`cancel` and `ttlAfterFinished` is immutable.
 """
 
 import copy
+import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from dalang_api import crdgen
-from dalang_api.v1alpha1 import AgentRun
+from dalang_api.v1alpha1 import Agent, AgentModel, AgentPool, AgentRun
 from dalang_api.v1alpha1.schema import Resource
 
 if TYPE_CHECKING:
@@ -20,8 +22,13 @@ if TYPE_CHECKING:
 Schema = dict[str, Any]
 Path = tuple[str | int, ...]
 
-TEXTS = ("word", "other", "7m", "8m", "0.7", "0.8", "https://example.com/v1", "http://example.org", "Word", "Other")
+TEXTS = (
+    *("word", "other", "7m", "8m", "0.7", "0.8", "https://example.com/v1", "http://example.org", "https://example.com"),
+    *("Word", "Other"),
+)
 """Texts to choose from: every pattern of the API fits at least two of them."""
+ANYTHING = {"word": [1, None, {"other": True}], "other": None}
+"""Where an object's fields are somebody else's."""
 TIMES = ("2026-01-02T03:04:05Z", "2027-01-02T03:04:05Z")
 
 CHANGEABLE = {"cancel", "ttlAfterFinished"}
@@ -50,8 +57,12 @@ def choices(schema: Schema) -> tuple[Any, Any]:
 def sample(schema: Schema) -> Any:
     """Return a value with every field there is."""
     match schema["type"]:
-        case "object":
+        case "object" if "properties" in schema:
             return {name: sample(field) for name, field in schema["properties"].items()}
+        case "object" if "additionalProperties" in schema:
+            return {TEXTS[0]: sample(schema["additionalProperties"])}
+        case "object":
+            return ANYTHING
         case "array":
             return [sample(schema["items"])]
         case _:
@@ -63,6 +74,8 @@ def fields(schema: Schema, path: Path = ()) -> Iterator[tuple[Path, Schema, bool
     for name, field in schema.get("properties", {}).items():
         yield (*path, name), field, name in schema.get("required", [])
         yield from fields(field, (*path, name))
+    if "additionalProperties" in schema:
+        yield (*path, TEXTS[0]), schema["additionalProperties"], False
     if "items" in schema:
         yield (*path, 0), schema["items"], True
         yield from fields(schema["items"], (*path, 0))
@@ -84,6 +97,19 @@ def get(value: Any, path: Path) -> Any:
     return value
 
 
+def parse(path: str) -> Path:
+    """Read back what `spell` writes."""
+    return tuple(int(step) if step.isdigit() else step for step in re.findall(r"[^.\[\]]+", path))
+
+
+def has(value: Any, path: Path) -> bool:
+    try:
+        get(value, path)
+    except KeyError:
+        return False
+    return True
+
+
 def put(value: Any, path: Path, new: Any) -> Any:
     """Return a copy with a value at a path."""
     changed = copy.deepcopy(value)
@@ -98,20 +124,94 @@ def cut(value: Any, path: Path) -> Any:
     return changed
 
 
-def valid_spec(kind: type[Resource], *, task: str = "input") -> Any:
-    """Return a spec with every field; of a run's `input` and `messages` only the one that `task` names."""
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A valid spec: the sample without the fields that exclude others, and with values that go together."""
+
+    cuts: str = ""
+    """Paths, as `spell` writes them, between spaces."""
+    puts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+TEMPERATURE = "parameters.temperature"
+FIRST = "tools[0]"
+SERVER = "mcpServers[0]"
+TRANSPORTS = {"streamableHTTP": "headers", "sse": "headers", "stdio": "env"}
+"""Each with its list of named values."""
+
+
+def pool_variant(transport: str, excluded_source: str, excluded_place: str) -> Variant:
+    """Return a pool whose MCP server has that transport."""
+    others = [f"{SERVER}.{other}" for other in TRANSPORTS if other != transport]
+    source = f"{SERVER}.{transport}.{TRANSPORTS[transport]}[0].{excluded_source}"
+    return Variant(" ".join([*others, source, f"retrievers[0].qdrant.{excluded_place}"]))
+
+
+VARIANTS: Mapping[type[Resource], Mapping[str, Variant]] = {
+    AgentModel: {
+        "OpenAI": Variant("azureOpenAI anthropic bedrock auth.workloadIdentity", {"provider": "OpenAI"}),
+        "OpenAI by identity": Variant(
+            "azureOpenAI anthropic bedrock auth.apiKey auth.workloadIdentity.anthropic", {"provider": "OpenAI"}
+        ),
+        "AzureOpenAI": Variant("openAI anthropic bedrock auth.workloadIdentity", {"provider": "AzureOpenAI"}),
+        "Anthropic by identity": Variant(
+            f"openAI azureOpenAI bedrock auth.apiKey auth.workloadIdentity.openAI {TEMPERATURE}",
+            {"provider": "Anthropic"},
+        ),
+        "Bedrock": Variant(
+            f"openAI azureOpenAI anthropic auth.workloadIdentity {TEMPERATURE}", {"provider": "Bedrock"}
+        ),
+    },
+    AgentPool: {
+        f"{transport} with {what}": pool_variant(transport, *excluded)
+        for transport in TRANSPORTS
+        for what, excluded in {"a value": ("valueFrom", "path"), "a secret": ("value", "url")}.items()
+    },
+    Agent: {
+        "a function": Variant(f"{FIRST}.mcp {FIRST}.agentRef instructionsFrom", {"toolChoice.mode": "Tool"}),
+        "MCP": Variant(
+            f"{FIRST}.function {FIRST}.agentRef instructions instructionsFrom.function", {"toolChoice.mode": "Tool"}
+        ),
+        "an agent": Variant(
+            f"{FIRST}.function {FIRST}.mcp instructions instructionsFrom.configMapKeyRef toolChoice.tool"
+        ),
+    },
+    AgentRun: {"input": Variant("messages"), "messages": Variant("input")},
+}
+"""Every field stands in at least one variant of its kind."""
+
+
+def valid_spec(kind: type[Resource], variant: str) -> Any:
+    """Return a spec with every field that a variant of the kind has."""
+    wanted = VARIANTS[kind][variant]
     spec = sample(part_schema(kind, "spec"))
-    if kind is AgentRun:
-        del spec[{"input": "messages", "messages": "input"}[task]]
+    for path in wanted.cuts.split():
+        spec = cut(spec, parse(path))
+    for path, value in wanted.puts.items():
+        spec = put(spec, parse(path), value)
     return spec
+
+
+def variants(*kinds: type[Resource]) -> list[Any]:
+    """Return kind and variant, as parameters of a test."""
+    return [pytest.param(kind, variant, id=f"{kind.KIND}: {variant}") for kind in kinds for variant in VARIANTS[kind]]
+
+
+@pytest.mark.parametrize("kind", crdgen.KINDS, ids=lambda kind: kind.KIND)
+def test_every_field_stands_in_a_variant(kind: type[Resource]) -> None:
+    specs = [valid_spec(kind, variant) for variant in VARIANTS[kind]]
+    absent = [
+        spell(path) for path, _, _ in fields(part_schema(kind, "spec")) if not any(has(one, path) for one in specs)
+    ]
+    assert absent == []
 
 
 # ── Everything is stored as sent ───────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("kind", crdgen.KINDS, ids=lambda kind: kind.KIND)
-def test_every_field_is_stored_and_read_back(kind: type[Resource], objects: "Objects") -> None:
-    spec, status = valid_spec(kind), sample(part_schema(kind, "status"))
+@pytest.mark.parametrize(("kind", "variant"), variants(*crdgen.KINDS))
+def test_every_field_is_stored_and_read_back(kind: type[Resource], variant: str, objects: "Objects") -> None:
+    spec, status = valid_spec(kind, variant), sample(part_schema(kind, "status"))
     created = objects.create(kind, spec)
     stored = objects.replace_status(kind, {**created, "status": status})
     assert (stored["spec"], stored["status"]) == (spec, status)
@@ -142,47 +242,60 @@ EXCESSES: tuple[tuple[str, Callable[[Any, Any], Any], str], ...] = (
     ("maximum", lambda most, _: most + 1, "should be less than or equal to {}"),
     ("minItems", lambda _, __: [], "should have at least {} items"),
     ("maxItems", lambda most, value: value * (most + 1), "must have at most {} items"),
+    (
+        "maxProperties",
+        lambda most, value: {f"word{number}": value[TEXTS[0]] for number in range(most + 1)},
+        "must have at most {} items",
+    ),
 )
 
 
 def bad_values(schema: Schema, value: Any) -> Iterator[tuple[Path, Any, str]]:
     """Yield the value once with each bound of each field broken: where, the value, the complaint."""
     for path, field, required in fields(schema):
-        try:
-            present = get(value, path)
-        except KeyError:
+        if not has(value, path):
             continue
-        for bad, complaint in out_of_bounds(field, present):
+        for bad, complaint in out_of_bounds(field, get(value, path)):
             yield path, put(value, path, bad), complaint
         if required and not isinstance(path[-1], int):
             yield path, cut(value, path), "Required value"
 
 
-@pytest.mark.parametrize("part", ["spec", "status"])
+@pytest.mark.parametrize(("kind", "variant"), variants(*crdgen.KINDS))
+def test_every_bound_of_a_spec_is_kept(kind: type[Resource], variant: str, objects: "Objects") -> None:
+    def write(value: Any) -> None:
+        objects.create(kind, value, dry_run=True)
+
+    tried, kept = try_bad_values(part_schema(kind, "spec"), valid_spec(kind, variant), "spec", write, objects)
+    assert kept == tried
+
+
 @pytest.mark.parametrize("kind", crdgen.KINDS, ids=lambda kind: kind.KIND)
-def test_every_bound_of_every_field_is_kept(kind: type[Resource], part: str, objects: "Objects") -> None:
-    schema = part_schema(kind, part)
-    tasks = ["input", "messages"] if (kind, part) == (AgentRun, "spec") else ["input"]
-    created = objects.create(kind, valid_spec(kind))
+def test_every_bound_of_a_status_is_kept(kind: type[Resource], objects: "Objects") -> None:
+    schema = part_schema(kind, "status")
+    created = objects.create(kind, valid_spec(kind, next(iter(VARIANTS[kind]))))
 
     def write(value: Any) -> None:
-        if part == "spec":
-            objects.create(kind, value, name="y", dry_run=True)
-        else:
-            objects.replace_status(kind, {**created, "status": value}, dry_run=True)
+        objects.replace_status(kind, {**created, "status": value}, dry_run=True)
 
-    tried, kept = [], []
-    for task in tasks:
-        good = valid_spec(kind, task=task) if part == "spec" else sample(schema)
-        for path, bad, complaint in bad_values(schema, good):
-            where = f"{part}.{spell(path)}"
-            tried.append((where, complaint))
-            try:
-                write(bad)
-            except objects.refused as refusal:
-                causes = [cause for cause in refusal.causes if cause.startswith(where) and complaint in cause]
-                kept.append((where, complaint) if causes else (where, str(refusal)))
+    tried, kept = try_bad_values(schema, sample(schema), "status", write, objects)
     assert kept == tried
+
+
+def try_bad_values(
+    schema: Schema, good: Any, part: str, write: Callable[[Any], None], objects: "Objects"
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return where and what was to be refused, and what was; of what was not, the words instead."""
+    tried, kept = [], []
+    for path, bad, complaint in bad_values(schema, good):
+        where = f"{part}.{spell(path)}"
+        tried.append((where, complaint))
+        try:
+            write(bad)
+        except objects.refused as refusal:
+            causes = [cause for cause in refusal.causes if cause.startswith(where) and complaint in cause]
+            kept.append((where, complaint) if causes else (where, str(refusal)))
+    return tried, kept
 
 
 # ── A run is immutable ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -196,7 +309,7 @@ def changes() -> Iterator[tuple[str, str, Change]]:
     schema = part_schema(AgentRun, "spec")
     seen = set()
     for task in ("input", "messages"):
-        full = valid_spec(AgentRun, task=task)
+        full = valid_spec(AgentRun, task)
         for path, field, required in fields(schema):
             if path in seen or path[0] not in full:
                 continue
@@ -234,7 +347,7 @@ def test_a_run_is_immutable(field: str, change: Change, objects: "Objects") -> N
 
 @pytest.mark.parametrize(("before", "after"), [("input", "messages"), ("messages", "input")])
 def test_a_run_keeps_the_form_of_its_task(before: str, after: str, objects: "Objects") -> None:
-    run = objects.create(AgentRun, valid_spec(AgentRun, task=before))
+    run = objects.create(AgentRun, valid_spec(AgentRun, before))
     with pytest.raises(objects.refused) as refusal:
-        objects.replace(AgentRun, {**run, "spec": valid_spec(AgentRun, task=after)})
+        objects.replace(AgentRun, {**run, "spec": valid_spec(AgentRun, after)})
     assert refusal.value.causes == [IMMUTABLE]

@@ -32,6 +32,55 @@ def tool(name: str, /, **function: str) -> dict[str, Any]:
     return {"name": name, "function": function}
 
 
+def auth(**member: Any) -> dict[str, Any]:
+    return {"auth": member}
+
+
+def identity(**member: dict[str, str]) -> dict[str, Any]:
+    return auth(workloadIdentity={"audience": "https://api.example.com", **member})
+
+
+KEY = {"secretKeyRef": {"name": "keys", "key": "api-key"}}
+OF_OPENAI = {"openAI": {"identityProviderID": "idp_1", "serviceAccountID": "sa_1"}}
+OF_ANTHROPIC = {"anthropic": {"federationRuleID": "fr_1", "organizationID": "org_1"}}
+AZURE = {
+    "provider": "AzureOpenAI",
+    "name": "gpt-5",
+    "azureOpenAI": {"endpoint": "https://shop.openai.azure.com", "apiVersion": "2025-04-01-preview", "deployment": "d"},
+}
+ANTHROPIC = {"provider": "Anthropic", "name": "claude-opus-4-8"}
+BEDROCK = {"provider": "Bedrock", "name": "anthropic.claude-opus-4-8-v1:0", "bedrock": {"region": "eu-central-1"}}
+FROM_KEY = {"secretKeyRef": {"name": "keys", "key": "token"}}
+
+
+WRONG_IDENTITY = (
+    "workloadIdentity is for provider OpenAI with its member openAI, and Anthropic with its member anthropic"
+)
+
+
+def http(*headers: dict[str, Any]) -> dict[str, Any]:
+    return {"url": "http://weather.tools:8080/mcp?team=shop", "headers": list(headers)}
+
+
+def qdrant(**more: Any) -> dict[str, Any]:
+    return {"collection": "handbook", "embedding": {"modelRef": {"name": "gpt-5"}}, **more}
+
+
+def retriever(**more: Any) -> dict[str, Any]:
+    return {"retrievers": [{"name": "handbook", "qdrant": qdrant(**more)}]}
+
+
+def pool_of_server(**transport: Any) -> dict[str, Any]:
+    return {"mcpServers": [{"name": "weather", **transport}]}
+
+
+SCHEMA = {
+    "type": "object",
+    "required": ["note"],
+    "properties": {"note": {"type": ["string", "null"], "default": None}, "lines": {"items": {"enum": [1, None]}}},
+}
+
+
 # ── The definitions ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -65,6 +114,75 @@ def test_the_api_server_keeps_all_of_a_definition(kind: type[Resource], api_clie
             id="a model at an endpoint of one's own",
         ),
         pytest.param(AgentModel, {**MODEL, "parameters": {"temperature": "0"}}, id="a temperature without decimals"),
+        pytest.param(AgentModel, {**MODEL, **identity(**OF_OPENAI)}, id="OpenAI by the pod's identity"),
+        pytest.param(AgentModel, {**AZURE, **auth(apiKey=KEY)}, id="AzureOpenAI"),
+        pytest.param(AgentModel, ANTHROPIC, id="Anthropic"),
+        pytest.param(
+            AgentModel,
+            {
+                **ANTHROPIC,
+                **identity(**OF_ANTHROPIC),
+                "anthropic": {"baseURL": "https://gateway.example.com/anthropic"},
+            },
+            id="Anthropic behind a gateway, by the pod's identity",
+        ),
+        pytest.param(AgentModel, {**ANTHROPIC, "parameters": {"maxOutputTokens": 9}}, id="Anthropic with a limit"),
+        pytest.param(AgentModel, BEDROCK, id="Bedrock with what AWS gives the pod"),
+        pytest.param(AgentModel, {**BEDROCK, **auth(apiKey=KEY)}, id="Bedrock with a key"),
+        pytest.param(
+            AgentPool,
+            pool_of_server(streamableHTTP={**http({"name": "X-Key", "valueFrom": FROM_KEY}), "bearerToken": FROM_KEY}),
+            id="an MCP server behind HTTP",
+        ),
+        pytest.param(AgentPool, pool_of_server(sse=http()), id="one that speaks the older transport"),
+        pytest.param(
+            AgentPool,
+            pool_of_server(stdio={"command": "python", "args": ["-m", ""], "env": [{"name": "A_B", "value": ""}]}),
+            id="one that each worker starts",
+        ),
+        pytest.param(AgentPool, retriever(url="http://qdrant.search:6333", apiKey=KEY, limit=50), id="a retriever"),
+        pytest.param(AgentPool, retriever(path="/data/qdrant"), id="a retriever without a server"),
+        pytest.param(
+            Agent,
+            {
+                **AGENT,
+                "tools": [
+                    tool("weather"),
+                    {"name": "maps", "mcp": {"server": "maps", "tools": ["find"]}},
+                    {"name": "refunds", "agentRef": {"name": "refunds"}},
+                ],
+            },
+            id="a function, MCP tools and an agent",
+        ),
+        pytest.param(
+            Agent,
+            {**AGENT, "handoffs": [{"agentRef": {"name": f"a{number}"}} for number in range(32)]},
+            id="as many hand-offs as there may be",
+        ),
+        pytest.param(
+            Agent,
+            {**AGENT, "instructionsFrom": {"configMapKeyRef": {"name": "prompts", "key": "support.md"}}},
+            id="instructions from a ConfigMap",
+        ),
+        pytest.param(
+            Agent,
+            {**AGENT, "instructionsFrom": {"function": {"name": "shop.greet"}}},
+            id="instructions from a function",
+        ),
+        pytest.param(Agent, {**AGENT, "toolChoice": {"mode": "Tool", "tool": "weather"}}, id="a tool to begin with"),
+        pytest.param(Agent, {**AGENT, "toolChoice": {"mode": "Required"}}, id="some tool to begin with"),
+        pytest.param(Agent, {**AGENT, "output": {"schema": SCHEMA}}, id="a schema is kept as it is, nulls included"),
+        pytest.param(
+            Agent,
+            {
+                **AGENT,
+                "fallbackModelRefs": [{"name": "claude"}],
+                "retrieval": {"retriever": "handbook"},
+                "retry": {"maximumAttempts": 0, "initialInterval": "500ms"},
+                "limits": {"maxCostUSD": "0.50", "maxTokens": 100000},
+            },
+            id="an agent with fallbacks, retrieval, retries and budgets",
+        ),
         pytest.param(AgentPool, None, id="a pool without spec"),
         pytest.param(AgentPool, {}, id="a pool with an empty spec"),
         pytest.param(Agent, AGENT, id="an agent that only names a model"),
@@ -76,6 +194,18 @@ def test_the_api_server_keeps_all_of_a_definition(kind: type[Resource], api_clie
             AgentRun, {"agentRef": {"name": "a"}, "messages": [USER, ASSISTANT, USER]}, id="a run with a conversation"
         ),
         pytest.param(AgentRun, {**RUN, "cancel": True}, id="a run that is cancelled from the start"),
+        pytest.param(AgentRun, {**RUN, "context": {}}, id="a run with no context variables"),
+        pytest.param(
+            AgentRun,
+            {**RUN, "context": {"user_name": "Ada", "_n": "3", "A" * 64: ""}},
+            id="a run with context variables",
+        ),
+        pytest.param(
+            AgentRun,
+            {**RUN, "context": {f"v{number:02}": "ä" * 62 for number in range(64)}},
+            id="as many as there may be",
+        ),
+        pytest.param(AgentRun, {**RUN, "limits": {"maxTokens": 1, "maxCostUSD": "0.01"}}, id="a run with budgets"),
         pytest.param(AgentRun, {**RUN, "input": "ä" * 32768}, id="a maximum counts characters, not bytes"),
     ],
 )
@@ -89,8 +219,12 @@ def test_taken(kind: type[Resource], spec: object, objects: "Objects") -> None:
     [
         pytest.param(
             AgentModel,
-            {**MODEL, "provider": "Anthropic"},
-            ['spec.provider: Unsupported value: "Anthropic": supported values: "OpenAI"', NOT_CHECKED],
+            {**MODEL, "provider": "Google"},
+            [
+                'spec.provider: Unsupported value: "Google": supported values: '
+                '"OpenAI", "AzureOpenAI", "Anthropic", "Bedrock"',
+                NOT_CHECKED,
+            ],
             id="a provider that there is none of",
         ),
         pytest.param(
@@ -119,6 +253,207 @@ def test_taken(kind: type[Resource], spec: object, objects: "Objects") -> None:
             id="a temperature that is a number",
         ),
         pytest.param(
+            AgentModel,
+            {**ANTHROPIC, "openAI": {"baseURL": "https://example.com"}},
+            ["spec: Invalid value: openAI goes with provider: OpenAI"],
+            id="settings of another provider: openAI",
+        ),
+        pytest.param(
+            AgentModel,
+            {**MODEL, "anthropic": {"baseURL": "https://example.com"}},
+            ["spec: Invalid value: anthropic goes with provider: Anthropic"],
+            id="settings of another provider: anthropic",
+        ),
+        *(
+            pytest.param(
+                AgentModel,
+                spec,
+                [
+                    "spec: Invalid value: provider: AzureOpenAI needs azureOpenAI with endpoint, apiVersion and deployment, "
+                    "and no other takes it"
+                ],
+                id=f"azureOpenAI and provider: {spec['provider']}",
+            )
+            for spec in ({**MODEL, "azureOpenAI": AZURE["azureOpenAI"]}, {"provider": "AzureOpenAI", "name": "gpt-5"})
+        ),
+        *(
+            pytest.param(
+                AgentModel,
+                spec,
+                ["spec: Invalid value: provider: Bedrock needs bedrock with its region, and no other takes it"],
+                id=f"bedrock and provider: {spec['provider']}",
+            )
+            for spec in ({**ANTHROPIC, "bedrock": BEDROCK["bedrock"]}, {"provider": "Bedrock", "name": "claude"})
+        ),
+        *(
+            pytest.param(
+                AgentModel,
+                {**MODEL, **auth(**members)},
+                ["spec.auth: Invalid value: set exactly one of apiKey and workloadIdentity"],
+                id=f"auth with {len(members)} members",
+            )
+            for members in ({}, {"apiKey": KEY, **identity(**OF_OPENAI)["auth"]})
+        ),
+        *(
+            pytest.param(
+                AgentModel,
+                {**MODEL, **identity(**members)},
+                [*more, "spec.auth.workloadIdentity: Invalid value: set exactly one of openAI and anthropic"],
+                id=f"an identity with {len(members)} members",
+            )
+            for members, more in (({}, [f"spec: Invalid value: {WRONG_IDENTITY}"]), ({**OF_OPENAI, **OF_ANTHROPIC}, []))
+        ),
+        *(
+            pytest.param(
+                AgentModel,
+                {**model, **identity(**member)},
+                [f"spec: Invalid value: {WRONG_IDENTITY}"],
+                id=f"{model['provider']} by the identity of {next(iter(member))}",
+            )
+            for model, member in (
+                (MODEL, OF_ANTHROPIC),
+                (ANTHROPIC, OF_OPENAI),
+                (AZURE, OF_OPENAI),
+                (BEDROCK, OF_ANTHROPIC),
+            )
+        ),
+        *(
+            pytest.param(
+                AgentModel,
+                {**model, "parameters": {"temperature": "0.2"}},
+                [
+                    "spec: Invalid value: the provider's API has no temperature any more; "
+                    "leave parameters.temperature out"
+                ],
+                id=f"{model['provider']} with a temperature",
+            )
+            for model in (ANTHROPIC, BEDROCK)
+        ),
+        *(
+            pytest.param(
+                AgentPool,
+                pool_of_server(**transports),
+                [
+                    "spec.mcpServers[0]: Invalid value: set exactly one of streamableHTTP, sse and stdio",
+                ],
+                id=f"an MCP server with {len(transports)} transports",
+            )
+            for transports in ({}, {"sse": http(), "streamableHTTP": http()})
+        ),
+        pytest.param(
+            AgentPool,
+            {"mcpServers": [{"name": "a", "sse": http()}, {"name": "a", "sse": http()}]},
+            ['spec.mcpServers[1]: Duplicate value: {"name":"a"}'],
+            id="two MCP servers of one name",
+        ),
+        *(
+            pytest.param(
+                AgentPool,
+                pool_of_server(streamableHTTP=http({"name": "X-Key", **sources})),
+                ["spec.mcpServers[0].streamableHTTP.headers[0]: Invalid value: set exactly one of value and valueFrom"],
+                id=f"a header with {len(sources)} values",
+            )
+            for sources in ({}, {"value": "a", "valueFrom": FROM_KEY})
+        ),
+        pytest.param(
+            AgentPool,
+            pool_of_server(stdio={"command": "c", "env": [{"name": "A"}]}),
+            ["spec.mcpServers[0].stdio.env[0]: Invalid value: set exactly one of value and valueFrom"],
+            id="a variable without value",
+        ),
+        pytest.param(
+            AgentPool,
+            pool_of_server(sse={"url": "http://user:key@weather.tools/mcp"}),
+            [
+                'spec.mcpServers[0].sse.url: Invalid value: "http://user:key@weather.tools/mcp": '
+                r"spec.mcpServers[0].sse.url in body should match '^https?://[^\s/?#@]+(/[^\s#]*)?$'"
+            ],
+            id="credentials in a server's address",
+        ),
+        *(
+            pytest.param(
+                AgentPool,
+                retriever(**places),
+                ["spec.retrievers[0].qdrant: Invalid value: set exactly one of url and path"],
+                id=f"a retriever in {len(places)} places",
+            )
+            for places in ({}, {"url": "http://qdrant.search:6333", "path": "/data"})
+        ),
+        pytest.param(
+            Agent,
+            {**AGENT, "tools": [{**tool("weather"), "agentRef": {"name": "weather"}}]},
+            ["spec.tools[0]: Invalid value: set exactly one of function, mcp and agentRef"],
+            id="a tool with two things behind it",
+        ),
+        pytest.param(
+            Agent,
+            {**AGENT, "instructions": "Be kind.", "instructionsFrom": {"function": {"name": "greet"}}},
+            ["spec: Invalid value: set at most one of instructions and instructionsFrom"],
+            id="instructions twice",
+        ),
+        *(
+            pytest.param(
+                Agent,
+                {**AGENT, "instructionsFrom": members},
+                ["spec.instructionsFrom: Invalid value: set exactly one of configMapKeyRef and function"],
+                id=f"instructions from {len(members)} places",
+            )
+            for members in ({}, {"function": {"name": "greet"}, "configMapKeyRef": {"name": "a", "key": "b"}})
+        ),
+        *(
+            pytest.param(
+                Agent,
+                {**AGENT, "toolChoice": choice},
+                ["spec.toolChoice: Invalid value: mode: Tool needs tool, and no other mode takes it"],
+                id=f"mode {choice['mode']} {'with' if 'tool' in choice else 'without'} a tool",
+            )
+            for choice in ({"mode": "Tool"}, {"mode": "Required", "tool": "weather"})
+        ),
+        pytest.param(
+            Agent,
+            {**AGENT, "handoffs": [{"agentRef": {"name": "a"}}, {"agentRef": {"name": "a"}, "description": "Again."}]},
+            ["spec: Invalid value: handoffs name each agent once"],
+            id="an agent handed over to twice",
+        ),
+        pytest.param(
+            Agent,
+            {**AGENT, "output": {"schema": "object"}},
+            [
+                'spec.output.schema: Invalid value: "string": '
+                'spec.output.schema in body must be of type object: "string"',
+                NOT_CHECKED,
+            ],
+            id="a schema that is no object",
+        ),
+        *(
+            pytest.param(
+                AgentRun,
+                {**RUN, "context": {name: "x"}},
+                [
+                    "spec.context: Invalid value: names in context begin with a letter or _ and have at most "
+                    "64 letters, digits and _"
+                ],
+                id=f"a context variable called {what}",
+            )
+            for name, what in (("user-name", "user-name"), ("3d", "3d"), ("", "nothing"), ("a" * 65, "too long a name"))
+        ),
+        pytest.param(
+            AgentRun,
+            {**RUN, "context": {"a": "漢" * 2731}},
+            ["spec.context: Invalid value: context may have at most 8192 bytes together"],
+            id="context variables that would not fit a status",
+        ),
+        pytest.param(
+            AgentRun,
+            {**RUN, "context": {"count": 3}},
+            [
+                'spec.context.count: Invalid value: "integer": '
+                'spec.context.count in body must be of type string: "integer"',
+                NOT_CHECKED,
+            ],
+            id="a context variable that is a number",
+        ),
+        pytest.param(
             AgentPool,
             {"tools": ["shop.tools", "shop.tools"]},
             ['spec.tools[1]: Duplicate value: "shop.tools"'],
@@ -144,7 +479,7 @@ def test_taken(kind: type[Resource], spec: object, objects: "Objects") -> None:
         pytest.param(
             Agent,
             {**AGENT, "tools": [{"name": "weather"}]},
-            ["spec.tools[0].function: Required value", NOT_CHECKED],
+            ["spec.tools[0]: Invalid value: set exactly one of function, mcp and agentRef"],
             id="a tool with nothing behind it",
         ),
         pytest.param(
@@ -310,6 +645,12 @@ def test_the_longest_conversation_can_be_cancelled(objects: "Objects") -> None:
     objects.replace(AgentRun, {**run, "spec": {**spec, "cancel": True}})
 
 
+def test_the_largest_context_can_be_cancelled(objects: "Objects") -> None:
+    spec = {**RUN, "context": {f"v{number:02}": "漢" * 41 for number in range(64)}}
+    run = objects.create(AgentRun, spec)
+    objects.replace(AgentRun, {**run, "spec": {**spec, "cancel": True}})
+
+
 def test_labels_and_status_can_be_written_after_its_end(objects: "Objects") -> None:
     run = objects.replace_status(AgentRun, finish(objects.create(AgentRun, RUN)))
     run = objects.replace(AgentRun, {**run, "metadata": {**run["metadata"], "labels": {"team": "shop"}}})
@@ -368,7 +709,7 @@ READY = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-02T03
                 "phase": "Succeeded",
                 "conditions": [{**READY, "type": "Succeeded", "reason": "Answered"}],
                 "turns": 3,
-                "usage": {"inputTokens": 40, "outputTokens": 2, "totalTokens": 42},
+                "usage": {"inputTokens": 40, "outputTokens": 2, "totalTokens": 42, "costUSD": "0.0042"},
                 "output": "Arrived.",
             },
             {
@@ -378,6 +719,7 @@ READY = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-02T03
                 "REASON": "Answered",
                 "TURNS": "3",
                 "TOKENS": "42",
+                "COST": "0.0042",
                 "OUTPUT": "Arrived.",
             },
             id="runs",

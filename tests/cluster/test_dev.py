@@ -1,5 +1,6 @@
 """`dalang dev` as its users meet it: commands, real servers, pods as local processes, and nothing left behind."""
 
+import base64
 import json
 import os
 import signal
@@ -206,10 +207,13 @@ def test_the_operator_may_do_its_work_and_no_more(dev: Dev) -> None:
 
     assert may("patch", "agentruns.dalang.dev", "--subresource=status")
     assert may("patch", "deployments.apps", "--subresource=scale")
+    assert may("get", "configmaps")
     assert not may("delete", "deployments.apps")
+    assert not may("patch", "configmaps")
     assert not may("get", "secrets")
     assert not may("approve", "agentapprovals.dalang.dev")
     assert not may("create", "pods")
+    assert not may("create", "serviceaccounts", "--subresource=token")
 
 
 def test_a_deployment_becomes_available_and_shows_in_status(dev: Dev, web: str) -> None:
@@ -245,6 +249,23 @@ def test_an_optional_secret_appears_in_a_running_pod(dev: Dev, web: str) -> None
     eventually("the file changes", lambda: get(ip, "key") == "two")
     dev.kubectl("delete", "secret", "late")
     eventually("the file goes", lambda: get(ip, "key") == "")
+
+
+def test_a_pod_gets_a_token_of_its_own_for_an_audience(dev: Dev) -> None:
+    body = deployment("identified")
+    projection = {"audience": "https://api.example.com", "expirationSeconds": 3600, "path": "token"}
+    volume = {"name": "late", "projected": {"sources": [{"serviceAccountToken": projection}]}}
+    body["spec"]["template"]["spec"]["volumes"] = [volume]
+    dev.apply(body)
+    dev.rolled_out("identified")
+    (pod,) = dev.pods("identified")
+    payload = get(pod["status"]["podIP"], "token").split(".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=="))
+    assert claims["aud"] == ["https://api.example.com"]
+    assert claims["kubernetes.io"]["pod"]["uid"] == pod["metadata"]["uid"]
+    assert claims["exp"] - time.time() > 3000
+    dev.kubectl("delete", "deployment", "identified", "--wait")
+    eventually("it is gone", lambda: not dev.pods("identified"))
 
 
 def test_logs_of_a_pod(dev: Dev, web: str) -> None:

@@ -310,6 +310,17 @@ class World:
 
     # ── Its runs ──
 
+    def agent(self, name: str = "support", **more: Any) -> AgentSnapshot:
+        """An agent of the pool `default`, or of another."""
+        queue = contract.pool_queue(self.installation, "shop", more.pop("pool", "default"))
+        fields = {"uid": f"{name}-uid", "generation": 2, "queue": queue, "model": "gpt", "instructions": "Be brief."}
+        return AgentSnapshot(name=name, **{**fields, **more})
+
+    def model(self, name: str, script: str, **more: Any) -> ModelSnapshot:
+        """An AgentModel that stands for a script of the scripted model."""
+        fields = {"uid": f"{name}-uid", "generation": 1, "provider": "OpenAI", "base_url": f"{self.model_url}/v1"}
+        return ModelSnapshot(name=name, model=script, **{**fields, **more})
+
     async def start(
         self,
         *responses: Json,
@@ -320,48 +331,46 @@ class World:
         base_url: str | None = None,
         api_key: SecretKey | None = None,
         model: str | None = None,
+        agent: Json | None = None,
+        context: Json | None = None,
         **script: Any,
     ) -> Run:
-        """Start a run as the controller does, with a model that answers so."""
+        """Start a run of one agent as the controller does, with a model that answers so."""
         model = model or await self.script(*responses, **script)
-        queue = contract.pool_queue(self.installation, "shop", "default")
-        agent = AgentSnapshot(
-            name="support",
-            uid="agent-uid",
-            generation=2,
-            queue=queue,
-            model="gpt",
-            instructions="Be brief.",
-            tools=[ToolBinding(name=name, function=name) for name in tools or []],
+        bindings = [ToolBinding(name=name, function=name) for name in tools or []]
+        endpoint = {"base_url": base_url or f"{self.model_url}/v1", "api_key": api_key}
+        return await self.start_team(
+            [self.agent(**{"tools": bindings, **(agent or {})})],
+            [self.model("gpt", model, **endpoint)],
+            max_turns=max_turns,
+            timeout_seconds=timeout_seconds,
+            messages=said,
+            context=context,
         )
-        snapshot = Snapshot(
-            agents=[agent],
-            models=[
-                ModelSnapshot(
-                    name="gpt",
-                    uid="model-uid",
-                    generation=1,
-                    provider="OpenAI",
-                    model=model,
-                    base_url=base_url or f"{self.model_url}/v1",
-                    api_key=api_key,
-                )
-            ],
-        )
+
+    async def start_team(
+        self,
+        agents: list[AgentSnapshot],
+        models: list[ModelSnapshot],
+        *,
+        messages: list[Message] | None = None,
+        **more: Any,
+    ) -> Run:
+        """Start a run of the first of these agents."""
+        fields = {"max_turns": 20, "timeout_seconds": 60.0, **more}
         handle = await self.client.start_workflow(
             contract.RUN_WORKFLOW,
             RunInput(
-                agent=agent.name,
-                messages=said or [Message(role="user", parts=[TextPart(text="Where is order 42?")])],
-                max_turns=max_turns,
-                timeout_seconds=timeout_seconds,
-                snapshot=snapshot,
+                agent=agents[0].name,
+                messages=messages or [Message(role="user", parts=[TextPart(text="Where is order 42?")])],
+                snapshot=Snapshot(agents=agents, models=models),
+                **fields,
             ),
             id=contract.run_workflow_id(self.installation, "shop", "run", uuid4().hex),
-            task_queue=queue,
+            task_queue=agents[0].queue,
             result_type=RunReport,
         )
-        return Run(handle, model, self)
+        return Run(handle, models[0].model, self)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ async def test_a_run_answers_with_one_model_call_and_one_report(world: "World") 
         "reason": "Answered",
         "message": "support answered after 1 turn",
         "agent": "support",
-        "agents": [{"name": "support", "uid": "agent-uid", "generation": 2}],
+        "agents": [{"name": "support", "uid": "support-uid", "generation": 2, "pool": "default"}],
         "output": "It is on its way.",
         "output_truncated": None,
         "messages": [
@@ -42,6 +42,11 @@ async def test_a_run_answers_with_one_model_call_and_one_report(world: "World") 
         "turns": 1,
         "input_tokens": 31,
         "output_tokens": 7,
+        "cost_usd": None,
+        "structured_output": None,
+        "context": None,
+        "retrieval_failure": None,
+        "tools_failure": None,
     }
     assert run.reports == [ended.report]
     assert await run.conversations() == [

@@ -1,5 +1,17 @@
-"""What authors of tools import: `from dalang import tool`. Small and stable; everything else is Dalang's own."""
+"""What authors of tools import: `from dalang import Context, tool`. Small and stable; everything else is Dalang's own."""
 
+from dalang.context import Context
+from dalang.prompts import InstructionsFunction, instructions
+from dalang.results import Handoff, ToolError, ToolResult
 from dalang.tools import ToolFunction, tool
 
-__all__ = ["ToolFunction", "tool"]
+__all__ = [
+    "Context",
+    "Handoff",
+    "InstructionsFunction",
+    "ToolError",
+    "ToolFunction",
+    "ToolResult",
+    "instructions",
+    "tool",
+]

@@ -7,13 +7,14 @@ model later parses what the model wrote. Importing a tool module registers its t
 import hashlib
 import inspect
 import json
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 import docstring_parser
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError, create_model
+
+from dalang.functions import RegisteredFunction, add, annotations, is_context
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,18 +25,25 @@ class ArgumentsError(ValueError):
     """The model's arguments do not fit the function; the text is written for the model."""
 
 
-@dataclass(frozen=True)
-class ToolFunction:
+RETRYABLE_ATTEMPTS = 3
+"""How often a tool that raises `ToolError(retryable=True)` is run in all, unless its `attempts` says otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolFunction(RegisteredFunction):
     """A registered function, with what a model is told about it."""
 
-    name: str
     description: str
-    function: Callable[..., Any]
-    is_async: bool
     arguments: type[BaseModel]
     """Parses the arguments. Its fields are called p0, p1 … (a parameter may be called `schema`), their aliases are the names."""
     schema: dict[str, Any]
     """JSON schema of the arguments, an object with one property per parameter."""
+    once: bool = False
+    """A lost worker must not run it again."""
+    attempts: int = 1
+    """How often it is run in all when it raises."""
+    retryable_attempts: int = RETRYABLE_ATTEMPTS
+    """How often in all when what it raises is a `ToolError(retryable=True)`."""
 
     def digest(self) -> str:
         """Return the first 16 hex digits of the SHA-256 of what the model is told."""
@@ -58,26 +66,37 @@ class ToolFunction:
 @overload
 def tool(function: F) -> F: ...
 @overload
-def tool(*, name: str | None = None) -> Callable[[F], F]: ...
-def tool(function: F | None = None, *, name: str | None = None) -> F | Callable[[F], F]:
+def tool(*, name: str | None = None, once: bool = False, attempts: int | None = None) -> Callable[[F], F]: ...
+def tool(
+    function: F | None = None, *, name: str | None = None, once: bool = False, attempts: int | None = None
+) -> F | Callable[[F], F]:
     """Register a function, sync or async, as a tool; the function itself stays as it is.
 
     Its docstring's first part tells the model what it does, its `Args:` section what each argument means. It may return a
-    string or any JSON value. An exception is told to the model. Sync tools run in threads, async ones on an event loop of
-    their own, so neither can hold up the worker.
+    string, any JSON value, a `Handoff` or a `ToolResult`. An exception is told to the model. Sync tools run in threads,
+    async ones on an event loop of their own, so neither can hold up the worker.
+
+    A parameter annotated with `Context` is filled in and never shown to the model.
 
     Args:
         function: The function, when used as `@tool`.
         name: The name Agents use, when it differs from the function's.
+        once: When its worker is lost in the middle, do not run it again: the model is told that the outcome is unknown.
+        attempts: How often it is run in all when it raises, whatever that is, before the model is told. Absent: once, and
+            three times where it raises `ToolError(retryable=True)`. A lost worker counts as an attempt.
 
     Raises:
         TypeError: A parameter cannot be described to a model (`*args`, `**kwargs`, positional-only, no annotation, or one
-            that has no JSON schema).
-        ValueError: Another function is registered under the same name.
+            that has no JSON schema), or the function yields.
+        ValueError: Another function is registered under the same name, or `attempts` is below 1 or contradicts `once`.
     """
-    if function is None:
-        return lambda decorated: _register(decorated, name)
-    return _register(function, name)
+
+    def register(decorated: F) -> F:
+        described = _describe(decorated, name or decorated.__name__, once, attempts)
+        add(_REGISTRY, described, "tool")
+        return decorated
+
+    return register if function is None else register(function)
 
 
 def registered_tools() -> dict[str, ToolFunction]:
@@ -85,36 +104,26 @@ def registered_tools() -> dict[str, ToolFunction]:
     return dict(_REGISTRY)
 
 
-def _register(function: F, name: str | None) -> F:
-    described = _describe(function, name or function.__name__)
-    known = _REGISTRY.get(described.name)
-    # The same function once more is its module, imported again.
-    if known is not None and _place(known.function) != _place(function):
-        raise ValueError(
-            f"tool {described.name!r} is registered by {_place(known.function)} already; "
-            f"give one of them another name with @tool(name=...)"
-        )
-    _REGISTRY[described.name] = described
-    return function
-
-
-def _place(function: Callable[..., Any]) -> str:
-    return f"{function.__module__}.{function.__qualname__}"
-
-
-def _describe(function: Callable[..., Any], name: str) -> ToolFunction:
+def _describe(function: Callable[..., Any], name: str, once: bool, attempts: int | None) -> ToolFunction:
+    if attempts is not None and attempts < 1:
+        raise ValueError(f"tool {name}: attempts is {attempts}; it has to be 1 or more")
+    if once and attempts is not None and attempts > 1:
+        raise ValueError(f"tool {name}: once=True and attempts={attempts} contradict each other")
     documentation = docstring_parser.parse(inspect.getdoc(function) or "")
     told = {parameter.arg_name: parameter.description for parameter in documentation.params}
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except NameError as error:
-        raise TypeError(f"tool {name}: an annotation cannot be resolved: {error}") from error
+    hints = annotations(function, f"tool {name}")
+    context_parameter: str | None = None
     fields: dict[str, Any] = {}
     for place, parameter in enumerate(inspect.signature(function).parameters.values()):
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise TypeError(f"tool {name}: parameter {parameter} cannot be described to a model; use named parameters")
         if parameter.name not in hints:
             raise TypeError(f"tool {name}: parameter {parameter.name} needs a type annotation")
+        if is_context(hints[parameter.name], f"tool {name}: parameter {parameter.name}"):
+            if context_parameter is not None:
+                raise TypeError(f"tool {name}: both {context_parameter} and {parameter.name} take the Context")
+            context_parameter = parameter.name
+            continue
         fields[f"p{place}"] = _field(name, parameter, hints[parameter.name], told.get(parameter.name))
     arguments = create_model(f"{name}_arguments", __config__=ConfigDict(extra="forbid"), **fields)
     schema = arguments.model_json_schema()
@@ -124,8 +133,12 @@ def _describe(function: Callable[..., Any], name: str) -> ToolFunction:
         description=(documentation.description or "").strip(),
         function=function,
         is_async=inspect.iscoroutinefunction(function),
+        context_parameter=context_parameter,
         arguments=arguments,
         schema=schema,
+        once=once,
+        attempts=attempts or 1,
+        retryable_attempts=1 if once else attempts or RETRYABLE_ATTEMPTS,
     )
 
 

@@ -17,8 +17,10 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import TemporalError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from dalang_worker.activities.mcp import McpActivity
 from dalang_worker.activities.model import ModelActivity
 from dalang_worker.activities.tool import ToolActivity
+from dalang_worker.mcp.servers import McpServers
 from dalang_worker.settings import WorkerSettings
 from dalang_worker.tools.loader import load_tools
 from dalang_worker.tools.runner import ToolRunner
@@ -96,8 +98,9 @@ async def _connect(settings: WorkerSettings, stopping: asyncio.Event) -> Client 
 @asynccontextmanager
 async def serve(settings: WorkerSettings, client: Client) -> AsyncIterator[None]:
     """Run the pool's Temporal worker for as long as the block runs; then drain it."""
-    model = ModelActivity(client, settings.secrets_path, settings.transcript_cache_mib * 1024 * 1024)
     runner = ToolRunner(settings.tool_threads)
+    servers = McpServers(settings.mcp_servers, settings.secrets_path, settings.tools_path)
+    model = ModelActivity(client, settings, runner, servers)
     worker = Worker(
         client,
         task_queue=settings.queue,
@@ -105,7 +108,7 @@ async def serve(settings: WorkerSettings, client: Client) -> AsyncIterator[None]
         # The sandbox takes a third of a run's CPU (9 of 28 ms), for one file: the conductor is passed through. What it would
         # find, ruff bans in that file, and tests/workflow/test_replay.py runs it in the sandbox.
         workflow_runner=UnsandboxedWorkflowRunner(),
-        activities=[model.model, ToolActivity(runner).tool],
+        activities=[model.model, ToolActivity(runner).tool, McpActivity(servers).mcp],
         max_concurrent_activities=settings.slots,
         max_cached_workflows=MAX_CACHED_WORKFLOWS,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
@@ -120,6 +123,7 @@ async def serve(settings: WorkerSettings, client: Client) -> AsyncIterator[None]
             yield
     finally:
         runner.close()
+        await servers.close()
         await model.close()
 
 

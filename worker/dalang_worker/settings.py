@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dalang_api import contract
+from dalang_api.contract import McpServerSettings, RetrieverSettings
 from dalang_api.process import ProcessSettings
 from pydantic_settings import SettingsConfigDict
 
@@ -28,6 +29,12 @@ class WorkerSettings(ProcessSettings):
     """Folder of further modules (the pool's `toolsFrom`), put before everything else on Python's path."""
     secrets_path: Path = Path("/var/run/dalang/secrets")
     """Folder with one folder per Secret and one file per key."""
+    identity_path: Path = Path(contract.IDENTITY_PATH)
+    """Folder with one folder per audience (`contract.identity_folder`) and in it the pod's token for it."""
+    mcp_servers: list[McpServerSettings] = []
+    """The pool's MCP servers, as JSON."""
+    retrievers: list[RetrieverSettings] = []
+    """The pool's retrievers, as JSON."""
     slots: int = 100
     """How many activities run at the same time."""
     tool_threads: int = 32

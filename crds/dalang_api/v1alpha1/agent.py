@@ -204,7 +204,7 @@ class AgentSpec(ApiModel):
     """Parameters of the model calls. They win over those of the AgentModel."""
     instructions: Annotated[str, Field(max_length=32768)] | None = None
     """The system prompt: what the model is told before the conversation. A Jinja2 template over `context` (the run's context
-    variables), `agent` (its name) and `run` (its name and namespace), such as `Help {{ context.user_name }}.`"""
+    variables), `agent` (its name) and `run` (its name and namespace), such as `Help {{ context.user_name }}`."""
     instructions_from: InstructionsSource | None = None
     """Where the instructions come from instead."""
     tools: Annotated[list[AgentTool], Field(max_length=64, json_schema_extra=list_map("name"))] = []

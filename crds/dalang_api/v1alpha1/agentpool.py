@@ -220,8 +220,9 @@ class AgentPoolStatus(ApiModel):
     )
 
     conditions: Conditions = []
-    """`Ready`: whether runs are carried out, with reason Available, ScaledToZero, Scaling, NameConflict, ConfigMapNotFound
-    or DeploymentFailed. `ToolsLoaded`: whether every tool module could be imported, with reason Loaded or ImportFailed."""
+    """`Ready`: whether runs are carried out, with reason Available, ScaledToZero, Scaling, NameConflict, ConfigMapNotFound,
+    InvalidSpec or DeploymentFailed. `ToolsLoaded`: whether every tool module could be imported, with reason Loaded or
+    ImportFailed."""
     observed_generation: Annotated[int, Field(ge=-1, json_schema_extra={"format": "int64"})] | None = None
     """The `metadata.generation` the conditions are of; -1: the controller has not looked yet."""
     replicas: Annotated[int, Field(ge=0, json_schema_extra={"format": "int32"})] | None = None

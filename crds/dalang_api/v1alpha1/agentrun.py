@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from dalang_api.contract import CONTEXT_MAX_BYTES
 from dalang_api.v1alpha1.agent import Limits
 from dalang_api.v1alpha1.schema import (
     ANY_OBJECT,
@@ -27,10 +28,6 @@ INPUT_MAX = 32768
 CONVERSATION_MAX = 4 * INPUT_MAX
 """The most characters of all `messages` together. At up to 4 bytes each, these and the snapshot (512 KiB) stay well below
 what etcd takes as one object (1.5 MiB, else an error 500) and Temporal as one payload (2 MiB)."""
-
-
-CONTEXT_MAX = 8192
-"""The most characters of all context variables together: they stand in the status, and in many a turn's input."""
 
 
 class InputMessage(ApiModel):
@@ -63,8 +60,9 @@ class AgentRunSpec(ApiModel):
                 field_path=".context",
             ),
             rule(
-                f"!has(self.context) || self.context.map(name, size(name) + size(self.context[name])).sum() <= {CONTEXT_MAX}",
-                f"context may have at most {CONTEXT_MAX} characters together",
+                "!has(self.context) || self.context.map(name, size(name) + size(bytes(self.context[name]))).sum() "
+                f"<= {CONTEXT_MAX_BYTES}",
+                f"context may have at most {CONTEXT_MAX_BYTES} bytes together",
                 field_path=".context",
             ),
             immutable_except(
@@ -163,7 +161,8 @@ class AgentRunStatus(ApiModel):
     """The state in one word, for columns. Scripts read the conditions."""
     conditions: Conditions = []
     """`Succeeded` is True, False or, until the run ends, Unknown; its reason and message say why. `Ready` and `Stalled` say
-    the same to tools such as Flux and Argo CD. `Retrieved` is there where the last retrieval failed."""
+    the same to tools such as Flux and Argo CD. `Retrieved` and `ToolsAvailable` are there, as
+    False, where an agent had to do without its documents or without some of its tools."""
     observed_generation: Annotated[int, Field(ge=-1, json_schema_extra={"format": "int64"})] | None = None
     """The `metadata.generation` the conditions are of; -1: the controller has not looked yet."""
     agent: Annotated[str, Field(max_length=63)] | None = None
@@ -175,7 +174,8 @@ class AgentRunStatus(ApiModel):
     output_truncated: bool | None = None
     """Whether `output` was cut. The whole answer is in the workflow's transcript."""
     structured_output: Annotated[dict[str, Any] | None, Field(json_schema_extra=ANY_OBJECT)] = None
-    """The answer as an object, where the agent has an `output.schema`. Left out where it weighs more than 8192 bytes."""
+    """The answer as an object, where the agent has an `output.schema`. Left out where it weighs more than 8192 bytes, or
+    the status would be too large."""
     context: ContextVariables | None = None
     """The context variables as they are now: text as it is, all else as JSON."""
     messages: Annotated[list[RecentMessage], Field(max_length=8, json_schema_extra=LIST_ATOMIC)] | None = None

@@ -2,19 +2,23 @@
 
 What wakes a kind, besides its own objects:
 
-    Agent        its AgentModel, its AgentPool (the catalogue)
-    AgentPool    its Agents, their AgentModels (Secrets), its Deployment, the ConfigMaps of `toolsFrom`,
-                 a run that starts, the last run that ends
-    AgentRun     while it waits: its Agent, the agent's AgentModel and AgentPool
+    Agent        its AgentModels, its AgentPool (the catalogue), the Agents it names, the ConfigMap of `instructionsFrom`
+    AgentPool    its Agents, the AgentModels of those and of its retrievers (Secrets, tokens), its Deployment,
+                 the ConfigMaps of `toolsFrom`, a run that starts, the last run that ends
+    AgentRun     while it waits: every Agent it can reach, their AgentModels, AgentPools and ConfigMaps
+
+ConfigMaps are watched only with the label `dalang.dev/tools`; others are read again while they are missing.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from dalang_operator.kinds.agentrun.reconcile import RunFacts
+from dalang_operator.kinds.reach import Reach, find_reach
 from dalang_operator.kube.resources import Json, ObjectKey, key_of, uid_of
-from dalang_operator.runtime.cache import POOL_LABEL, Cache, is_finished, pool_of, queue_pool
+from dalang_operator.runtime.cache import POOL_LABEL, Cache, is_finished, pools_of_run
 from dalang_operator.runtime.queue import Queue
+from dalang_operator.runtime.references import pool_of
 
 
 class Wake(NamedTuple):
@@ -51,9 +55,9 @@ class Intake:
         self._cache.store(kind).drop(obj)
         self._enqueue(wakes(self._cache, kind, obj))
         if kind == "AgentRun":
-            pool = _pool_key(self._cache, obj)
-            if pool and not self._cache.has_live_run(pool):
-                self._queues["AgentPool"].add(pool)
+            for pool in _pool_keys(self._cache, obj):
+                if not self._cache.has_live_run(pool):
+                    self._queues["AgentPool"].add(pool)
 
     def enqueue_all(self) -> None:
         """Have everything in the cache reconciled."""
@@ -80,29 +84,44 @@ def wakes(cache: Cache, kind: str, obj: Json) -> Iterator[Wake]:
     if kind == "ConfigMap":
         for pool_key in cache.pools.by("tools", key.namespace, key.name):
             yield Wake("AgentPool", pool_key)
+        yield from _agents_and_runs(cache, cache.agents.by("instructions", key.namespace, key.name))
         return
     yield Wake(kind, key)
     if kind == "Agent":
         yield Wake("AgentPool", ObjectKey(key.namespace, pool_of(obj)))
-        yield from _waiting(cache, key)
-    elif kind in {"AgentModel", "AgentPool"}:
-        index = "model" if kind == "AgentModel" else "pool"
-        for agent_key in cache.agents.by(index, key.namespace, key.name):
-            yield Wake("Agent", agent_key)
-            agent = cache.agents.get(agent_key)
-            if agent and kind == "AgentModel":
-                yield Wake("AgentPool", ObjectKey(key.namespace, pool_of(agent)))
-            yield from _waiting(cache, agent_key)
+        for caller in cache.agents.by("agent", key.namespace, key.name):
+            yield Wake("Agent", caller)
+        yield from _waiting(cache, [key])
+    elif kind == "AgentPool":
+        yield from _agents_and_runs(cache, cache.agents.by("pool", key.namespace, key.name))
+    elif kind == "AgentModel":
+        agents = cache.agents_that_call(key)
+        pools = {pool_of(agent) for agent_key in agents if (agent := cache.agents.get(agent_key))}
+        pools.update(pool.name for pool in cache.pools.by("model", key.namespace, key.name))
+        for pool in sorted(pools):
+            yield Wake("AgentPool", ObjectKey(key.namespace, pool))
+        yield from _agents_and_runs(cache, agents)
 
 
-def _waiting(cache: Cache, agent: ObjectKey) -> Iterator[Wake]:
-    for run_key in cache.runs.by("waiting", agent.namespace, agent.name):
-        yield Wake("AgentRun", run_key)
+def _agents_and_runs(cache: Cache, agents: list[ObjectKey]) -> Iterator[Wake]:
+    for agent in agents:
+        yield Wake("Agent", agent)
+    yield from _waiting(cache, agents)
 
 
-def _pool_key(cache: Cache, run: Json) -> ObjectKey | None:
+def _waiting(cache: Cache, agents: list[ObjectKey]) -> Iterator[Wake]:
+    """Yield the runs that have not started and can reach one of the Agents."""
+    for agent in cache.agents_that_reach(agents):
+        for run_key in cache.runs.by("waiting", agent.namespace, agent.name):
+            yield Wake("AgentRun", run_key)
+
+
+def _pool_keys(cache: Cache, run: Json) -> list[ObjectKey]:
+    """Return the pools a run that left the watch has needed, or would have."""
     namespace = key_of(run).namespace
-    for pool in queue_pool(run):
-        return ObjectKey(namespace, pool)
-    agent = cache.agents.get(ObjectKey(namespace, run["spec"]["agentRef"]["name"]))
-    return ObjectKey(namespace, pool_of(agent)) if agent else None
+    pools = pools_of_run(run)
+    agent = None if pools else cache.agents.get(ObjectKey(namespace, run["spec"]["agentRef"]["name"]))
+    if agent:
+        reach = find_reach(agent, cache.known(namespace))
+        pools = reach.pools() if isinstance(reach, Reach) else [pool_of(agent)]
+    return [ObjectKey(namespace, pool) for pool in pools]

@@ -18,7 +18,7 @@ from pydantic_core import from_json, to_json
 
 from dalang_operator.kube.apply import FIELD_MANAGER
 from dalang_operator.kube.errors import ApiError, Unavailable, from_response
-from dalang_operator.kube.resources import Json, Resource
+from dalang_operator.kube.resources import Json, PatchBody, Resource
 from dalang_operator.runtime.metrics import API_REQUESTS
 
 REQUEST_TIMEOUT_SECONDS = 15.0
@@ -27,6 +27,7 @@ PAGE_SIZE = 500
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
 
@@ -120,14 +121,15 @@ class KubeClient:
         return await self.request("POST", resource.path(namespace), body)
 
     async def patch(
-        self, resource: Resource, namespace: str, name: str, body: Json, subresource: str | None = None
+        self, resource: Resource, namespace: str, name: str, body: PatchBody, subresource: str | None = None
     ) -> Json:
-        """Merge a patch into an object or its subresource and return the result.
+        """Patch an object or its subresource and return the result: merge a dict, or carry out a list of operations.
 
         Raises:
             Conflict: The patch names a resourceVersion or uid, and the object has another.
         """
-        return await self.request("PATCH", resource.path(namespace, name, subresource), body, MERGE_PATCH)
+        content_type = JSON_PATCH if isinstance(body, list) else MERGE_PATCH
+        return await self.request("PATCH", resource.path(namespace, name, subresource), body, content_type)
 
     async def apply(self, resource: Resource, namespace: str, name: str, body: Json) -> Json:
         """Apply an object server-side, taking over fields of others, and return it.
@@ -165,7 +167,7 @@ class KubeClient:
         self,
         method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"],
         path: str,
-        body: Json | None = None,
+        body: PatchBody | None = None,
         content_type: str = JSON,
     ) -> Json:
         """Send one request and return the JSON object of the answer.
@@ -184,7 +186,7 @@ class KubeClient:
             await old.close()
             return await self._send(method, path, body, content_type)
 
-    async def _send(self, method: str, path: str, body: Json | None, content_type: str) -> Json:
+    async def _send(self, method: str, path: str, body: PatchBody | None, content_type: str) -> Json:
         headers = {"Accept": JSON, "User-Agent": FIELD_MANAGER}  # the server takes it for the field manager, too
         if body is not None:
             headers["Content-Type"] = content_type

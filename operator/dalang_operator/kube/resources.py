@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 Json = dict[str, Any]
 """An object as the API server sends it. Never changed in place: the cache and two threads share it."""
 
+PatchBody = Json | list[Json]
+"""A merge patch, or the operations of a JSON patch."""
+
 
 class ObjectKey(NamedTuple):
     """Namespace and name of an object."""

@@ -1,4 +1,4 @@
-"""Conditions, and the one way a status is written: a merge patch of the difference, bound to what was read.
+"""Conditions, and the one way a status is written: a patch of the difference, bound to what was read.
 
 A patch without resourceVersion would overwrite a newer status with an older one.
 """
@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
 
-from dalang_operator.kube.resources import Json, Resource
+from dalang_operator.kube.resources import Json, PatchBody, Resource
 from dalang_operator.runtime.metrics import STATUS_WRITES
 
 MESSAGE_MAX = 1024
@@ -20,9 +20,9 @@ class StatusPort(Protocol):
     """What a status write needs of a client."""
 
     async def patch(
-        self, resource: Resource, namespace: str, name: str, body: Json, subresource: str | None = None
+        self, resource: Resource, namespace: str, name: str, body: PatchBody, subresource: str | None = None
     ) -> Json:
-        """Merge a patch into an object's subresource."""
+        """Patch an object's subresource: merge a dict into it, or carry out a list of operations."""
         ...
 
 
@@ -105,7 +105,20 @@ async def write_status(
     if not patch:
         return None
     metadata = obj["metadata"]
-    body = {"metadata": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}, "status": patch}
+    observed = {name: metadata[name] for name in ("uid", "resourceVersion")}
+    body: PatchBody = {"metadata": observed, "status": patch}
+    if _holds_null(status):
+        # An answer as an object may hold nulls, which a merge patch would take for fields to remove.
+        body = [{"op": "add", "path": f"/metadata/{name}", "value": value} for name, value in observed.items()]
+        body.append({"op": "add", "path": "/status", "value": status})
     written = await port.patch(resource, metadata["namespace"], metadata["name"], body, "status")
     STATUS_WRITES.labels(resource.kind, writer).inc()
     return written
+
+
+def _holds_null(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_null, value.values()))
+    if isinstance(value, list):
+        return any(map(_holds_null, value))
+    return value is None

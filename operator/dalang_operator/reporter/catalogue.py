@@ -22,6 +22,8 @@ from dalang_operator.reporter.report import reporting_workflow, retryable
 BUILD_PATIENCE = timedelta(minutes=2)
 """How long a catalogue waits for the pool to name its build, before it counts as a build of the past."""
 TOOLS_MAX = 512
+INSTRUCTIONS_MAX = 128
+SECRET_KEYS_MAX = 256
 
 
 @workflow.defn(name=PUBLISH_TOOLS_WORKFLOW)
@@ -49,9 +51,14 @@ def catalogue_status(catalogue: Catalogue, pool: Json, build: str, now: datetime
     else:
         loaded = condition(ConditionType.TOOLS_LOADED, "True", Reason.LOADED, "Every tool module was imported")
     tools = sorted(catalogue.tools, key=lambda tool: tool.name)[:TOOLS_MAX]
+    told: Json = {"build": build, "tools": [tool.model_dump() for tool in tools]}
+    if catalogue.instructions:
+        told["instructions"] = sorted(set(catalogue.instructions))[:INSTRUCTIONS_MAX]
+    if catalogue.secret_keys:
+        told["secretKeys"] = sorted(set(catalogue.secret_keys))[:SECRET_KEYS_MAX]
     return {
         **before,
-        "catalogue": {"build": build, "tools": [tool.model_dump() for tool in tools]},
+        "catalogue": told,
         "conditions": with_conditions(before.get("conditions", []), [loaded], pool["metadata"]["generation"], now),
     }
 

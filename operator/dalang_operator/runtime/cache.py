@@ -9,11 +9,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
 from dalang_api import contract
+from dalang_api.v1alpha1.conditions import Reason
 
+from dalang_operator.kinds.reach import Known, Reach, find_reach
 from dalang_operator.kube.resources import Json, ObjectKey, key_of
 from dalang_operator.runtime.metrics import CACHED
+from dalang_operator.runtime.references import (
+    agents_of,
+    embedding_models_of,
+    instructions_key_of,
+    models_of,
+    pool_of,
+    retriever_of,
+    tools_sources_of,
+)
 
-DEFAULT_POOL = "default"
 TOOLS_LABEL = "dalang.dev/tools"
 """ConfigMaps with this label are watched, so that a change of a tool is noticed at once."""
 POOL_LABEL = "dalang.dev/pool"
@@ -88,11 +98,16 @@ class Store:
 
     def by(self, index: str, namespace: str, value: str) -> list[ObjectKey]:
         """Return the keys an index has for a value, sorted."""
-        return sorted(self._keys.get((index, namespace, value), ()))
+        keys = self._keys.get((index, namespace, value))
+        return sorted(keys) if keys else []
 
     def count(self, index: str, namespace: str, value: str) -> int:
         """Return how many keys an index has for a value."""
         return len(self._keys.get((index, namespace, value), ()))
+
+    def has_any(self, index: str, namespace: str, value: str, is_so: Callable[[Json], bool]) -> bool:
+        """Return whether something is so of one of the objects an index has for a value."""
+        return any(is_so(self._objects[key]) for key in self._keys.get((index, namespace, value), ()))
 
     def _unindex(self, key: ObjectKey, obj: Json) -> None:
         for index, values in self._indexes.items():
@@ -101,12 +116,6 @@ class Store:
                 keys.discard(key)
                 if not keys:
                     del self._keys[(index, key.namespace, value)]
-
-
-def pool_of(agent: Json) -> str:
-    """Return the name of the pool an Agent runs in."""
-    name: str = agent["spec"].get("poolRef", {}).get("name", DEFAULT_POOL)
-    return name
 
 
 def deployment_name(pool: str) -> str:
@@ -130,8 +139,21 @@ def queue_pool(run: Json) -> list[str]:
     return [contract.pool_of_queue(queue)] if queue else []
 
 
-def _tools_sources(pool: Json) -> list[str]:
-    return [source["configMapRef"]["name"] for source in pool.get("spec", {}).get("toolsFrom", ())]
+def pools_of_run(run: Json) -> list[str]:
+    """Return the pools a started run needs: that of its workflow, and those of the agents it may yet call."""
+    agents = run.get("status", {}).get("agents", ()) if is_started(run) else ()
+    return list(dict.fromkeys([*queue_pool(run), *(agent["pool"] for agent in agents if agent.get("pool"))]))
+
+
+def _could_start(run: Json) -> bool:
+    """Whether nothing keeps a waiting run that the cache does not know: not every ConfigMap is watched."""
+    conditions = run.get("status", {}).get("conditions", ())
+    return all(condition["reason"] != Reason.CONFIG_MAP_NOT_FOUND for condition in conditions)
+
+
+def _instructions_source(agent: Json) -> list[str]:
+    source = instructions_key_of(agent)
+    return [source.name] if source else []
 
 
 class Cache:
@@ -140,15 +162,20 @@ class Cache:
     def __init__(self) -> None:
         self.agents = Store(
             "Agent",
-            {"model": lambda agent: [agent["spec"]["modelRef"]["name"]], "pool": lambda agent: [pool_of(agent)]},
+            {
+                "model": models_of,
+                "pool": lambda agent: [pool_of(agent)],
+                "agent": agents_of,
+                "instructions": _instructions_source,
+            },
         )
         self.models = Store("AgentModel")
-        self.pools = Store("AgentPool", {"tools": _tools_sources})
+        self.pools = Store("AgentPool", {"tools": tools_sources_of, "model": embedding_models_of})
         self.runs = Store(
             "AgentRun",
             {
                 "waiting": lambda run: [] if is_started(run) else [run["spec"]["agentRef"]["name"]],
-                "pool": queue_pool,
+                "pool": pools_of_run,
             },
         )
         self.deployments = Store("Deployment")
@@ -181,14 +208,44 @@ class Cache:
                     return str(condition["message"])
         return ""
 
+    def known(self, namespace: str) -> Known:
+        """Return the objects of a namespace, to look up by name what an Agent of it names."""
+        return Known(
+            agents=lambda name: self.agents.get(ObjectKey(namespace, name)),
+            models=lambda name: self.models.get(ObjectKey(namespace, name)),
+            pools=lambda name: self.pools.get(ObjectKey(namespace, name)),
+        )
+
+    def agents_that_call(self, model: ObjectKey) -> list[ObjectKey]:
+        """Return the Agents that name a model, or a retriever whose vectors it makes."""
+        found = self.agents.by("model", model.namespace, model.name)
+        for pool in self.pools.by("model", model.namespace, model.name):
+            for key in self.agents.by("pool", pool.namespace, pool.name):
+                agent = self.agents.get(key)
+                if agent and retriever_of(agent) is not None:
+                    found.append(key)
+        return list(dict.fromkeys(found))
+
+    def agents_that_reach(self, agents: list[ObjectKey]) -> list[ObjectKey]:
+        """Return these Agents and all that reach one of them by calls or hand-offs, nearest first."""
+        found = list(agents)
+        seen = set(found)
+        for key in found:  # grows while it is walked
+            for caller in self.agents.by("agent", key.namespace, key.name):
+                if caller not in seen:
+                    seen.add(caller)
+                    found.append(caller)
+        return found
+
     def has_live_run(self, pool: ObjectKey) -> bool:
-        """Return whether a run needs the pool: one that is under way there, or one that could start there."""
+        """Return whether a run needs the pool: one that is under way and may call it, or one that could start."""
         if self.runs.count("pool", pool.namespace, pool.name):
             return True
-        for agent_key in self.agents.by("pool", pool.namespace, pool.name):
-            if not self.runs.count("waiting", pool.namespace, agent_key.name):
+        known = self.known(pool.namespace)
+        for agent_key in self.agents_that_reach(self.agents.by("pool", pool.namespace, pool.name)):
+            if not self.runs.has_any("waiting", pool.namespace, agent_key.name, _could_start):
                 continue
             agent = self.agents.get(agent_key)
-            if agent and self.models.get(ObjectKey(pool.namespace, agent["spec"]["modelRef"]["name"])):
+            if agent and isinstance(find_reach(agent, known), Reach):
                 return True
         return False

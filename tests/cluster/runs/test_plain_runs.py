@@ -18,7 +18,7 @@ def test_the_quickstart_answers_with_what_its_tool_said(system: "System", reques
     try:
         system.kubectl("wait", "agentrun/hello", "--for=jsonpath={.status.finishedAt}", "--timeout=60s")
         columns = [line.split() for line in system.kubectl("get", "agentrun", "hello").splitlines()]
-        assert columns[0] == ["NAME", "AGENT", "PHASE", "REASON", "TURNS", "TOKENS", "AGE"]
+        assert columns[0] == ["NAME", "AGENT", "PHASE", "REASON", "TURNS", "TOKENS", "COST", "AGE"]
         assert columns[1][:5] == ["hello", "forecaster", "Succeeded", "Answered", "2"]
         assert "31 °C" in system.kubectl("get", "agentrun", "hello", "-o", "jsonpath={.status.output}")
         ready = ["agent/forecaster", "agentmodel/gpt", "agentpool/default"]
@@ -34,7 +34,8 @@ def test_the_status_tells_what_happened(mall: "Shop") -> None:
     agent = mall.get("Agent", "clerk")["metadata"]
     assert status["output"] == "Tool said: stamped report"
     assert status["agent"] == "clerk"
-    assert status["agents"] == [{"name": "clerk", "uid": agent["uid"], "generation": agent["generation"]}]
+    version = {"name": "clerk", "uid": agent["uid"], "generation": agent["generation"]}
+    assert status["agents"] == [{**version, "pool": "default"}]
     assert [(message["role"], message.get("sender"), message["content"]) for message in status["messages"]] == [
         ("User", None, "Do it."),
         ("Assistant", "clerk", '→ stamp({"key": "report"})'),

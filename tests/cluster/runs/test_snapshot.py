@@ -45,5 +45,5 @@ def test_a_run_goes_on_when_its_agent_and_its_model_are_deleted(mall: "Shop", sy
     mall.delete("Agent", "removed")
     mall.delete("AgentModel", "removed")
     mall.let_go("removed")
-    assert run.answered()["agents"] == [{"name": "removed", "uid": uid, "generation": 1}]
+    assert run.answered()["agents"] == [{"name": "removed", "uid": uid, "generation": 1, "pool": "default"}]
     assert "Agent removed" in mall.run("removed-later", agent="removed").waits("AgentNotFound")

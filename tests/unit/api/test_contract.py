@@ -91,3 +91,35 @@ class TestDigest:
 @pytest.mark.parametrize("pool", ["default", "shop.eu"])
 def test_a_queue_tells_its_pool(pool: str) -> None:
     assert contract.pool_of_queue(contract.pool_queue("dalang-1", "shop", pool)) == pool
+
+
+def test_the_key_of_a_call_is_its_place_and_arguments() -> None:
+    call = contract.ToolCall(
+        call_id="c", tool="pay", function="pay", arguments="{}", thread="main", turn=1, index=0, agent="a"
+    )
+    key = contract.idempotency_key("uid", call)
+    assert key == contract.idempotency_key("uid", call.model_copy(update={"call_id": "other"}))
+    others = [
+        call.model_copy(update=more) for more in ({"turn": 2}, {"index": 1}, {"thread": "t"}, {"arguments": "[]"})
+    ]
+    assert len({key, *(contract.idempotency_key("uid", other) for other in others)}) == 5
+    assert contract.idempotency_key("another run", call) != key
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        pytest.param("Ada", "Ada", id="text"),
+        pytest.param("42", 42, id="a number"),
+        pytest.param('"42"', "42", id="text that would be a number"),
+        pytest.param('["a",{"b":null}]', ["a", {"b": None}], id="JSON"),
+        pytest.param("{not json", "{not json", id="text that begins like JSON"),
+        pytest.param("NaN", "NaN", id="what Python takes for JSON"),
+        pytest.param('"\\ud800"', '"\\ud800"', id="half a character"),
+        pytest.param("[" * 1500 + "]" * 1500, "[" * 1500 + "]" * 1500, id="endless nesting"),
+        pytest.param("", "", id="nothing"),
+    ],
+)
+def test_a_context_variable_is_json_where_it_is_json_and_comes_back_as_it_was(text: str, value: object) -> None:
+    assert contract.context_value(text) == value
+    assert contract.context_text(value) == text

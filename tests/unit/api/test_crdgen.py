@@ -6,7 +6,16 @@ from typing import Annotated, Any, ClassVar, Literal, Optional
 
 import pytest
 from dalang_api import crdgen
-from dalang_api.v1alpha1.schema import ApiModel, Resource, Timestamp, immutable_except, list_map, rule, rules
+from dalang_api.v1alpha1.schema import (
+    ANY_OBJECT,
+    ApiModel,
+    Resource,
+    Timestamp,
+    immutable_except,
+    list_map,
+    rule,
+    rules,
+)
 from pydantic import ConfigDict, Field, create_model
 
 Text = Annotated[str, Field(max_length=8)]
@@ -164,6 +173,12 @@ SAID = {
             {},
             {"type": "object", "maxProperties": 3, "additionalProperties": {"type": "string", "maxLength": 8}},
             id="a map",
+        ),
+        pytest.param(
+            Annotated[dict[str, Any], Field(json_schema_extra=ANY_OBJECT)],
+            ...,
+            {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+            id="an object whose fields are somebody else's, where it says so",
         ),
     ],
 )

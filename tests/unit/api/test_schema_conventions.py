@@ -130,11 +130,19 @@ def root_schema(definition: dict[str, Any]) -> Schema:
     return {**schema, "properties": ours}
 
 
+OTHERS_FIELDS = {
+    "Agent": [".spec.output.schema: is an object without fields"],
+    "AgentRun": [".status.structuredOutput: is an object without fields"],
+}
+"""Objects whose fields are an author's own: a JSON schema, and an answer that fits one. All others are ours to name."""
+
+
 @pytest.mark.parametrize(
     "definition", crdgen.custom_resource_definitions(), ids=lambda definition: definition["spec"]["names"]["kind"]
 )
 def test_a_kind_keeps_the_conventions(definition: dict[str, Any]) -> None:
-    assert list(violations(root_schema(definition))) == []
+    kind = definition["spec"]["names"]["kind"]
+    assert list(violations(root_schema(definition))) == OTHERS_FIELDS.get(kind, [])
 
 
 @pytest.mark.parametrize("kind", crdgen.KINDS, ids=lambda kind: kind.KIND)

@@ -8,7 +8,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from dalang import tool
+from dalang import Context, Handoff, ToolError, ToolResult, instructions, tool
 
 
 @tool
@@ -88,6 +88,57 @@ def quotes(size: int) -> str:
 def controls(size: int) -> bytes:
     """Return what is UTF-8 and no text."""
     return b"\x00" * size
+
+
+@tool
+def remember(name: str, value: str, context: Context) -> ToolResult:
+    """Set a context variable, and say what it was before."""
+    return ToolResult(output=f"was {context.get(name)}", context={name: value})
+
+
+@tool
+def send_to(agent: str) -> Handoff:
+    """Hand the conversation over."""
+    return Handoff(agent)
+
+
+@tool
+async def keyed(log: str, gate: str, number: int, context: Context) -> str:
+    """Write the call's idempotency key to a log; wait for the gate if it is a slow one (odd number)."""
+    _append(log, f"{number} {context.idempotency_key}")
+    while number % 2 and not _exists(gate):  # noqa: ASYNC110  # the test makes it, from another process
+        await asyncio.sleep(0.02)
+    return f"done {number}"
+
+
+@tool(once=True)
+async def pay(log: str, gate: str) -> str:
+    """Pay, as soon as the gate is there; what must not happen twice."""
+    _append(log, "paid")
+    while not _exists(gate):  # noqa: ASYNC110  # the test makes it, from another process
+        await asyncio.sleep(0.02)
+    return "paid"
+
+
+@tool
+def flaky(log: str, fails: int) -> str:
+    """Fail so often, and say that another attempt is worth it."""
+    _append(log, "called")
+    if len(Path(log).read_text().split()) <= fails:
+        raise ToolError("the shop is closed", retryable=True)
+    return "open"
+
+
+@instructions
+def briefing(context: Context) -> str:
+    """Instructions by a function."""
+    return f"You are {context.agent}. Be kind to {context['user_name']}."
+
+
+@instructions
+def broken_briefing() -> str:
+    """Instructions that cannot be made."""
+    raise LookupError("no such customer")
 
 
 def _touch(file: str) -> None:

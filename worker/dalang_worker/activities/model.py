@@ -1,40 +1,64 @@
 """The activity `model`: one model call.
 
-It does everything about a turn that a later release might do otherwise (find the tools' schemas, parse arguments), and
-returns what it found, so that the workflow decides by recorded facts only.
+It does everything about a turn that a later release might do otherwise (render instructions, look passages up, find the
+tools' schemas, judge calls and answers, price the usage), and returns what it found, so that the workflow decides by
+recorded facts only.
 """
 
 import asyncio
 import logging
+import os
+from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
+from decimal import Decimal
+from typing import Any, cast
 
-from cachetools import TTLCache
-from dalang.tools import ArgumentsError, ToolFunction, registered_tools
-from dalang_api import contract
+from cachetools import LRUCache, TTLCache
+from dalang.tools import registered_tools
+from dalang_api import contract, output_schema, prices
 from dalang_api.contract import (
     AgentSnapshot,
     CallVerdict,
+    Failure,
     Message,
     ModelCall,
     ModelReply,
+    ModelSnapshot,
+    OpaquePart,
     Retrying,
+    Snapshot,
     TextPart,
     ToolCallPart,
+    ToolChoice,
 )
 from dalang_api.v1alpha1.conditions import Reason
 from temporalio import activity
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError, TemporalError
 
-from dalang_worker import providers
+from dalang_worker import instructions, providers
 from dalang_worker.activities.failures import final, interrupted, retryable
 from dalang_worker.activities.heartbeat import beating
 from dalang_worker.metrics import MODEL_CALL_TIME, MODEL_CALLS, TOKENS, measured
-from dalang_worker.providers import ModelAnswer, ModelCallError, ModelRequest, Provider, ToolSpec, Verdict
+from dalang_worker.providers import (
+    Credentials,
+    Embedder,
+    Embedding,
+    ModelAnswer,
+    ModelCallError,
+    ModelRequest,
+    Provider,
+    RequestedCall,
+    TokenUsage,
+    Verdict,
+)
+from dalang_worker.retrieval import RetrievalError, Retrievers
 from dalang_worker.secrets import SecretNotFoundError, read_key
+from dalang_worker.settings import WorkerSettings
 from dalang_worker.text import clean, cut
-from dalang_worker.transcripts import Snapshots, Transcripts
+from dalang_worker.tools.offer import FunctionMissingError, Offers, Servers, make_offers
+from dalang_worker.tools.runner import ToolRunner
+from dalang_worker.transcripts import RunKey, Snapshots, Transcripts
 
 log = logging.getLogger(__name__)
 
@@ -44,18 +68,36 @@ TELL_LONG_WAIT_SECONDS = 5.0
 """A longer wait that the endpoint asks for is told whatever the attempt."""
 TELL_INTERVAL_SECONDS = 30.0
 """A call's failures are told at most this often; each is a signal in the run's history."""
-ARGUMENTS_ERROR_MAX_BYTES = 2048
 TOOL_NAME_MAX_CHARS = 128
+LOOKED_UP_NOTHING = (
+    "Documents should stand here, and they could not be looked up. Say so where the answer depends on them."
+)
+PASSAGES_MAX_BYTES = 16 * 1024 * 1024
+"""The most that looked-up passages may take in memory; what is forgotten is looked up again."""
+
+
+@dataclass(frozen=True)
+class Passages:
+    """What a retrieval brought, or why it did not; found again for the same message, it costs nothing."""
+
+    text: str | None = None
+    failure: str | None = None
+    input_tokens: int = 0
+    cost_usd: Decimal | None = Decimal(0)
 
 
 class ModelActivity:
     """Makes model calls for every run of this worker."""
 
-    def __init__(self, client: Client, secrets_path: Path, transcript_cache_bytes: int) -> None:
+    def __init__(self, client: Client, settings: WorkerSettings, runner: ToolRunner, servers: Servers) -> None:
         self._client = client
-        self._secrets_path = secrets_path
-        self._transcripts = Transcripts(client, transcript_cache_bytes)
+        self._settings = settings
+        self._runner = runner
+        self._servers = servers
+        self._transcripts = Transcripts(client, settings.transcript_cache_mib * 1024 * 1024)
         self._snapshots = Snapshots(client)
+        self._retrievers = Retrievers(settings.retrievers, settings.secrets_path, self._embed)
+        self._passages: LRUCache[tuple[RunKey, str, str, int], str] = LRUCache(PASSAGES_MAX_BYTES, getsizeof=len)
         self._providers: dict[str, Provider] = {}
         self._told: TTLCache[tuple[str, str, str], None] = TTLCache(maxsize=10_000, ttl=TELL_INTERVAL_SECONDS)
 
@@ -81,33 +123,87 @@ class ModelActivity:
         run = (info.workflow_id or "", info.workflow_run_id or "")
         snapshot = await self._snapshots.get(run, call.snapshot)
         agent = snapshot.agent(call.agent)
-        tools = _offered_tools(agent)
-        model = snapshot.model(agent.model)
-        try:
-            api_key = read_key(self._secrets_path, model.api_key) if model.api_key else None
-        except SecretNotFoundError as error:
-            raise retryable(Reason.SECRET_NOT_FOUND, str(error)) from None
+        model = snapshot.model(call.model or agent.model)
+        cap = answer_cap(call, model)
+        offers = await self._offers(agent, snapshot)
+        messages = await self._transcripts.messages(run, call)
+        passages = await self._look_up(run, call, agent, messages, snapshot)
+        provider = await self._provider(model.provider)
+        takes_schema = agent.output_schema is not None and provider.takes_schema(model, agent.output_schema)
+        wanted = agent.max_output_tokens or model.max_output_tokens
         request = ModelRequest(
             model=model,
-            api_key=api_key,
-            instructions=agent.instructions,
-            messages=await self._transcripts.messages(run, call),
-            tools=[ToolSpec(name, tool.description, tool.schema) for name, tool in tools.items()],
-            temperature=float(agent.temperature) if agent.temperature else None,
-            max_output_tokens=agent.max_output_tokens,
+            credentials=self._credentials_or_wait(model),
+            instructions=instructions.compose(
+                await instructions.render(agent, call, contract.parse_workflow_id(run[0]), self._runner),
+                notes=[*offers.missing, *([LOOKED_UP_NOTHING] if passages.failure else [])],
+                passages=passages.text,
+                schema=None if takes_schema else agent.output_schema,
+            ),
+            messages=messages,
+            tools=[offer.spec for offer in offers.tools.values()],
+            tool_choice=tool_choice(agent, messages, offers),
+            parallel_tool_calls=agent.parallel_tool_calls,
+            output_schema=agent.output_schema if takes_schema else None,
+            temperature=_temperature(agent, model),
+            max_output_tokens=min((limit for limit in (wanted, cap) if limit is not None), default=None),
         )
-        provider = await self._provider(model.provider)
-        try:
-            with measured(MODEL_CALLS, MODEL_CALL_TIME, model.model):
-                answer = await provider.complete(request)
-        except ModelCallError as error:
-            # From None: Temporal records causes too, and the SDK's error holds the body, and that perhaps the key.
-            raise _application_error(error) from None
-        TOKENS.labels(model.model, "input").inc(answer.input_tokens)
-        TOKENS.labels(model.model, "output").inc(answer.output_tokens)
-        reply = make_reply(call, agent.name, answer, tools)
+        answer = await _call(provider, request)
+        is_capped = cap is not None and (wanted is None or cap < wanted)
+        reply = make_reply(call, agent, model, answer, offers, is_capped=is_capped)
         self._transcripts.said(run, call.thread, reply.message)
-        return reply
+        return _with_passages(reply, passages)
+
+    async def _offers(self, agent: AgentSnapshot, snapshot: Snapshot) -> Offers:
+        try:
+            return await make_offers(agent, snapshot, registered_tools(), self._servers)
+        except FunctionMissingError as error:
+            raise retryable(Reason.TOOL_NOT_FOUND, str(error)) from None
+
+    def _credentials(self, model: ModelSnapshot) -> Credentials:
+        """Return how calls of a model prove who they are.
+
+        Raises:
+            SecretNotFoundError: This pod does not have the key or the token, or not yet.
+        """
+        if model.identity is None:
+            return Credentials(read_key(self._settings.secrets_path, model.api_key) if model.api_key else None)
+        token = self._settings.identity_path / contract.identity_folder(model.identity.audience) / "token"
+        if not token.is_file():
+            raise SecretNotFoundError(f"The pod has no token for audience {model.identity.audience!r} of {model.name}")
+        return Credentials(identity_token=token)
+
+    def _credentials_or_wait(self, model: ModelSnapshot) -> Credentials:
+        try:
+            return self._credentials(model)
+        except SecretNotFoundError as error:
+            raise retryable(Reason.SECRET_NOT_FOUND, str(error)) from None
+
+    async def _look_up(
+        self, run: RunKey, call: ModelCall, agent: AgentSnapshot, messages: list[Message], snapshot: Snapshot
+    ) -> Passages:
+        """Look the user's last message up, once however many turns it takes to answer."""
+        place = _last_of_user(messages)
+        if agent.retriever is None or place is None:
+            return Passages()
+        key = (run, call.thread, agent.retriever, place)
+        if (known := self._passages.get(key)) is not None:
+            return Passages(known)
+        try:
+            found = await self._retrievers.retrieve(agent.retriever, messages[place].text(), snapshot)
+        except RetrievalError as error:
+            log.warning("%s: nothing could be looked up: %s", run[0], error)
+            return Passages(failure=str(error))
+        settings = next(one for one in self._settings.retrievers if one.name == agent.retriever)
+        cost = _cost(found.model, found.usage, settings.embedding_name)
+        if cost is None and call.max_cost_usd is not None:
+            raise _price_unknown(found.model, settings.embedding_name or found.model.model)
+        self._passages[key] = found.text
+        return Passages(found.text, None, found.usage.input_tokens, cost)
+
+    async def _embed(self, model: ModelSnapshot, name: str, text: str) -> Embedding:
+        provider = cast(Embedder, await self._provider(model.provider))
+        return await provider.embed(model, self._credentials(model), name, text)
 
     async def _provider(self, name: str) -> Provider:
         if name not in self._providers:
@@ -117,7 +213,8 @@ class ModelActivity:
         return self._providers[name]
 
     async def close(self) -> None:
-        """Close the connections to the models."""
+        """Close the connections to models and retrievers."""
+        await self._retrievers.close()
         for provider in self._providers.values():
             await provider.close()
 
@@ -143,7 +240,93 @@ def is_worth_telling(attempt: int, wait: timedelta | None) -> bool:
     return attempt >= TELL_FROM_ATTEMPT or (wait is not None and wait.total_seconds() > TELL_LONG_WAIT_SECONDS)
 
 
-def make_reply(call: ModelCall, agent: str, answer: ModelAnswer, tools: dict[str, ToolFunction]) -> ModelReply:
+async def _call(provider: Provider, request: ModelRequest) -> ModelAnswer:
+    name = request.model.model
+    try:
+        with measured(MODEL_CALLS, MODEL_CALL_TIME, name):
+            answer = await provider.complete(request)
+    except ModelCallError as error:
+        # From None: Temporal records causes too, and the SDK's error holds the body, and that perhaps the key.
+        raise _application_error(error) from None
+    TOKENS.labels(name, "input").inc(answer.usage.input_tokens)
+    TOKENS.labels(name, "output").inc(answer.usage.output_tokens)
+    return answer
+
+
+# ── The request ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def tool_choice(agent: AgentSnapshot, messages: list[Message], offers: Offers) -> ToolChoice | None:
+    """Return the choice that holds for this call: what demands a tool is over once one was called, else none could answer."""
+    choice = agent.tool_choice
+    if choice is None or choice.mode in ("Auto", "None"):
+        return choice
+    if not offers.tools or (choice.tool is not None and choice.tool not in offers.tools):
+        return None  # noted among what is missing
+    place = _last_of_user(messages)
+    was_called = any(message.role == "tool" for message in messages[place or 0 :])
+    return None if was_called else choice
+
+
+def _last_of_user(messages: list[Message]) -> int | None:
+    """Return the place of the last message that the user wrote; one that asks for another answer has a sender."""
+    places = (place for place in reversed(range(len(messages))) if messages[place].role == "user")
+    return next((place for place in places if messages[place].sender is None), None)
+
+
+def _temperature(agent: AgentSnapshot, model: ModelSnapshot) -> float | None:
+    own = agent.temperature or model.temperature
+    return float(own) if own else None
+
+
+def answer_cap(call: ModelCall, model: ModelSnapshot) -> int | None:
+    """Return the most tokens that the budgets leave for this answer.
+
+    Raises:
+        ApplicationError: There is a cost budget and the model's price is not known.
+    """
+    caps = [] if call.max_output_tokens is None else [call.max_output_tokens]
+    if call.max_cost_usd is not None:
+        million = _cost(model, TokenUsage(output_tokens=1_000_000))
+        if million is None:
+            raise _price_unknown(model, model.model)
+        if million:
+            caps.append(max(int(Decimal(call.max_cost_usd) * 1_000_000 / million), 1))
+    return min(caps, default=None)
+
+
+def _price_unknown(model: ModelSnapshot, name: str) -> ApplicationError:
+    words = f"limits.maxCostUSD is set and the price of {name} (AgentModel {model.name}) is not known"
+    return final(Reason.PRICE_UNKNOWN, words)
+
+
+def _cost(model: ModelSnapshot, usage: TokenUsage, name: str | None = None) -> Decimal | None:
+    base_url = model.base_url
+    if base_url is None and model.provider == "OpenAI":
+        base_url = os.environ.get("OPENAI_BASE_URL") or None  # as its SDK does
+    return prices.cost_usd(
+        model.provider,
+        name or model.model,
+        base_url,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_read_tokens=usage.cache_read_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+    )
+
+
+# ── The reply ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_reply(
+    call: ModelCall,
+    agent: AgentSnapshot,
+    model: ModelSnapshot,
+    answer: ModelAnswer,
+    offers: Offers,
+    *,
+    is_capped: bool = False,
+) -> ModelReply:
     """Return the reply as it is recorded: bounded in size, call ids replaced by ours, a verdict on each call.
 
     Of the calls beyond `TURN_MAX_CALLS` one is kept, to tell the model of all of them: some models repeat themselves
@@ -151,66 +334,89 @@ def make_reply(call: ModelCall, agent: str, answer: ModelAnswer, tools: dict[str
     """
     parts: list[contract.Part] = []
     verdicts: list[CallVerdict] = []
-    if answer.text or not answer.calls:
-        parts.append(TextPart(text=cut(answer.text, contract.MESSAGE_MAX_BYTES)))
-    for index, requested in enumerate(answer.calls[: contract.TURN_MAX_CALLS + 1]):
-        call_id = f"call_{call.turn}_{index}"
-        name, arguments = clean(requested.tool)[:TOOL_NAME_MAX_CHARS], clean(requested.arguments)
-        if index < contract.TURN_MAX_CALLS:
-            verdicts.append(judge(call_id, name, arguments, tools))
-        else:
-            verdicts.append(_too_many(call_id, len(answer.calls)))
-        # Arguments that do not fit our bounds are not kept: cut JSON is no JSON.
-        parts.append(ToolCallPart(call_id=call_id, tool=name, arguments=arguments if _is_small(arguments) else "{}"))
+    asked = sum(isinstance(part, RequestedCall) for part in answer.parts)
+    text_left, opaque_left = contract.MESSAGE_MAX_BYTES, contract.OPAQUE_MAX_BYTES
+    for part in answer.parts:
+        if isinstance(part, TextPart):
+            text = cut(part.text, text_left) if text_left > 0 else ""
+            text_left -= len(text.encode())
+            if text:
+                parts.append(TextPart(text=text))
+        elif isinstance(part, OpaquePart):
+            opaque_left -= len(part.data.encode())
+            if opaque_left >= 0:
+                parts.append(part)
+        elif (index := len(verdicts)) <= contract.TURN_MAX_CALLS:
+            call_id = f"call_{call.turn}_{index}"
+            name, arguments = clean(part.tool)[:TOOL_NAME_MAX_CHARS], clean(part.arguments)
+            fits = index < contract.TURN_MAX_CALLS
+            verdicts.append(offers.judge(call_id, name, arguments) if fits else _too_many(call_id, asked))
+            # Arguments that do not fit our bounds are not kept: cut JSON is no JSON.
+            is_small = len(arguments.encode()) <= contract.TOOL_OUTPUT_MAX_BYTES
+            parts.append(ToolCallPart(call_id=call_id, tool=name, arguments=arguments if is_small else "{}"))
+    structured, correction = _judge_answer(agent, answer, is_answer=not verdicts)
+    cost = _cost(model, answer.usage)
     return ModelReply(
-        message=Message(role="assistant", parts=parts, sender=agent),
+        message=Message(role="assistant", parts=parts or [TextPart(text="")], sender=agent.name),
         calls=verdicts or None,
-        input_tokens=answer.input_tokens,
-        output_tokens=answer.output_tokens,
-        failure=answer.failure,
+        input_tokens=answer.usage.input_tokens,
+        output_tokens=answer.usage.output_tokens,
+        cost_usd=None if cost is None else prices.decimal_text(cost),
+        failure=_failure(call, answer, is_capped=is_capped),
+        tools_failure="; ".join(offers.missing)[:700] or None,
+        call_again=answer.call_again or None,
+        structured_output=structured,
+        correction=correction,
     )
 
 
-def judge(call_id: str, tool: str, arguments: str, tools: dict[str, ToolFunction]) -> CallVerdict:
-    """Return whether a call can be run, and if not, what the model is told."""
-    function = tools.get(tool)
-    if function is None:
-        known = ", ".join(sorted(tools)) or "none"
-        return CallVerdict(call_id=call_id, error=f"There is no tool {tool!r}. The tools are: {known}.")
-    if not _is_small(arguments):
-        limit = contract.TOOL_OUTPUT_MAX_BYTES
-        return CallVerdict(call_id=call_id, error=f"Not run: the arguments are longer than {limit} bytes.")
+def _judge_answer(
+    agent: AgentSnapshot, answer: ModelAnswer, *, is_answer: bool
+) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the answer as an object, or what the model is told to answer again; neither where no object is due."""
+    if agent.output_schema is None or not is_answer or answer.failure or answer.call_again:
+        return None, None
+    text = "\n".join(part.text for part in answer.parts if isinstance(part, TextPart))
+    if len(text.encode()) > contract.MESSAGE_MAX_BYTES:
+        return None, f"The answer is longer than {contract.MESSAGE_MAX_BYTES} bytes. Answer again, shorter."
     try:
-        function.parse(arguments)
-    except ArgumentsError as error:
-        return CallVerdict(call_id=call_id, error=cut(str(error), ARGUMENTS_ERROR_MAX_BYTES))
-    return CallVerdict(call_id=call_id, function=function.name)
+        return output_schema.fit(agent.output_schema, text), None
+    except output_schema.AnswerError as error:
+        return None, cut(str(error), contract.TOOL_OUTPUT_MAX_BYTES)
+    except output_schema.OutputSchemaError as error:
+        raise final(Reason.INVALID_OUTPUT, f"output.schema of Agent {agent.name}: {error}") from None
+
+
+def _failure(call: ModelCall, answer: ModelAnswer, *, is_capped: bool) -> Failure | None:
+    """Return why the answer counts for nothing; cut at what a budget left, the budget is to blame and not the model."""
+    if answer.failure is None or answer.failure.reason != Reason.OUTPUT_TRUNCATED or not is_capped:
+        return answer.failure
+    if call.max_cost_usd is not None:
+        words = f"The answer was cut at what was left of limits.maxCostUSD: {call.max_cost_usd}"
+        return Failure(reason=Reason.COST_BUDGET, message=words)
+    words = f"The answer was cut at what was left of limits.maxTokens: {call.max_output_tokens} tokens"
+    return Failure(reason=Reason.TOKEN_BUDGET, message=words)
+
+
+def _with_passages(reply: ModelReply, passages: Passages) -> ModelReply:
+    """Count what the retrieval cost into the turn."""
+    if passages.failure is None and not passages.input_tokens:
+        return reply
+    costs = (passages.cost_usd, None if reply.cost_usd is None else Decimal(reply.cost_usd))
+    known = [cost for cost in costs if cost is not None]
+    return reply.model_copy(
+        update={
+            "input_tokens": reply.input_tokens + passages.input_tokens,
+            "cost_usd": prices.decimal_text(sum(known, Decimal(0))) if len(known) == len(costs) else None,
+            "retrieval_failure": passages.failure,
+        }
+    )
 
 
 def _too_many(call_id: str, asked: int) -> CallVerdict:
     limit = contract.TURN_MAX_CALLS
     error = f"Not run: {asked} calls in one turn, of which the first {limit} were run. Ask again for the rest."
     return CallVerdict(call_id=call_id, error=error)
-
-
-def _is_small(arguments: str) -> bool:
-    return len(arguments.encode()) <= contract.TOOL_OUTPUT_MAX_BYTES
-
-
-def _offered_tools(agent: AgentSnapshot) -> dict[str, ToolFunction]:
-    """Return the agent's tools, by the name the model sees.
-
-    Raises:
-        ApplicationError: This worker does not have one of them; another, or the next build, may.
-    """
-    registered = registered_tools()
-    functions = {binding.name: binding.function for binding in agent.tools if binding.function}
-    missing = sorted(function for function in functions.values() if function not in registered)
-    if missing:
-        have = ", ".join(sorted(registered)) or "none"
-        message = f"The pool's modules register no function {', '.join(missing)} (they register: {have})"
-        raise retryable(Reason.TOOL_NOT_FOUND, message[:700])
-    return {name: registered[function] for name, function in functions.items()}
 
 
 def _application_error(error: ModelCallError) -> ApplicationError:

@@ -1,21 +1,53 @@
 """The agent loop: model call → tool calls → … → answer. Runs inside the workflow, so it decides by recorded facts only."""
 
 import asyncio
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from dalang_api import contract
-from dalang_api.contract import AgentSnapshot, CallVerdict, Message, ModelCall, ModelReply, ToolCall, ToolOutcome
+from dalang_api.contract import (
+    AgentCall,
+    AgentSnapshot,
+    CallVerdict,
+    LimitSettings,
+    Message,
+    ModelCall,
+    ModelReply,
+    TextPart,
+    ToolCall,
+    ToolCallPart,
+    ToolOutcome,
+    ToolResultPart,
+)
 from dalang_api.v1alpha1.conditions import Reason
 
+from dalang_worker.conductor.budget import Budget, LimitReached, RunFailed
 from dalang_worker.conductor.thread import Thread
+
+T = TypeVar("T")
+
+FALLBACK_REASONS = frozenset(
+    {
+        Reason.MODEL_FAILED,
+        Reason.MODEL_REFUSED,
+        Reason.CONTENT_FILTER,
+        Reason.CONTEXT_LENGTH,
+        Reason.SECRET_NOT_FOUND,
+    }
+)
+"""What the next model may do better."""
+RUN_WIDE_REASONS = frozenset({Reason.HISTORY_LIMIT, Reason.WORKFLOW_FAILED})
+"""What ends the run even if it meets an agent called as a tool; of anything else its caller is told."""
+CORRECTOR = "dalang"
+"""Sender of the message that asks an agent to answer again."""
 
 
 class Ports(Protocol):
     """What the loop asks of the world. The workflow answers with Temporal, a unit test with a list."""
 
-    async def model(self, agent: AgentSnapshot, call: ModelCall) -> ModelReply:
-        """Make one model call; raise `RunFailed` where it failed for good."""
+    async def model(self, agent: AgentSnapshot, call: ModelCall, attempts: int) -> ModelReply:
+        """Make one model call, tried so often (0: until it works); raise `RunFailed` where it failed for good."""
         ...
 
     async def tool(self, agent: AgentSnapshot, call: ToolCall) -> ToolOutcome:
@@ -31,105 +63,282 @@ class Ports(Protocol):
         ...
 
 
-class RunFailed(Exception):
-    """The run ends without an answer, for a reason the user is told."""
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-
-
 @dataclass
-class RunState:
-    """How far a run is. Threads, turns and tokens of all its agents count together."""
+class Conversation:
+    """A thread, and who holds it. The run's own is one; each agent called as a tool has another."""
 
-    snapshot: contract.Snapshot
-    snapshot_digest: str
-    max_turns: int
+    thread: Thread
     agent: str
-    threads: dict[str, Thread] = field(default_factory=dict)
-    turns: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
+    budget: Budget
+    depth: int = 0
 
 
-async def converse(state: RunState, thread: Thread, ports: Ports) -> str:
-    """Carry a thread on until its agent answers, and return the answer's text.
+@dataclass(frozen=True)
+class Answer:
+    """What a conversation came to."""
+
+    text: str
+    structured: dict[str, Any] | None = None
+
+
+class RunState:
+    """How far a run is. Threads, turns, tokens and context variables of all its agents are the run's."""
+
+    def __init__(self, run: contract.RunInput) -> None:
+        self.snapshot = run.snapshot
+        self.snapshot_digest = run.snapshot.digest()
+        self.budget = Budget(
+            LimitSettings(max_turns=run.max_turns, max_tokens=run.max_tokens, max_cost_usd=run.max_cost_usd)
+        )
+        self.main = Conversation(Thread("main", run.messages), run.agent, self.budget)
+        self.threads = {self.main.thread.name: self.main.thread}
+        self.context: dict[str, Any] = dict(run.context or {})
+        self.retrieval_failures: dict[str, str] = {}
+        """For each agent whose last retrieval failed: why."""
+        self.tools_failures: dict[str, str] = {}
+        """For each agent whose last model call was without some of its tools: why."""
+        self.nested = 0
+        """Agents called as tools that are under way."""
+        self.models: dict[str, int] = {}
+        """For each agent that fell back: which of its models it calls now."""
+
+    @property
+    def agent(self) -> str:
+        """Who holds the run's conversation."""
+        return self.main.agent
+
+
+async def converse(state: RunState, conversation: Conversation, ports: Ports) -> Answer:
+    """Carry a conversation on until its agent answers.
 
     Raises:
         RunFailed: A limit was reached, or the model or a tool failed for good.
     """
-    state.threads[thread.name] = thread
+    thread, paused = conversation.thread, 0
     while True:
-        agent = state.snapshot.agent(state.agent)
-        reply = await _call_model(state, agent, thread, ports)
-        if not reply.message.tool_calls():
-            return reply.message.text()
-        thread.append(await _call_tools(state, agent, thread, reply, ports))
+        agent = state.snapshot.agent(conversation.agent)
+        turn, reply = await _call_model(state, agent, conversation, ports)
+        paused = paused + 1 if reply.call_again else 0
+        if paused > contract.CALL_AGAIN_MAX:
+            raise RunFailed(Reason.MODEL_FAILED, f"The model paused {paused} times in a row without going on")
+        if reply.correction is not None:
+            thread.append(Message(role="user", parts=[TextPart(text=reply.correction)], sender=CORRECTOR))
+        elif reply.message.tool_calls():
+            await _call_tools(state, agent, conversation, turn, reply, ports)
+        elif not paused:
+            return Answer(reply.message.text(), reply.structured_output)
         ports.turn_done()
 
 
-async def _call_model(state: RunState, agent: AgentSnapshot, thread: Thread, ports: Ports) -> ModelReply:
-    if state.turns >= state.max_turns:
-        raise RunFailed(
-            Reason.MAX_TURNS,
-            f"No answer after limits.maxTurns = {state.max_turns} model calls; raise the limit or narrow the task",
-        )
-    if ports.history_is_full():
-        raise RunFailed(Reason.HISTORY_LIMIT, "The run came near Temporal's history limit; split the task into runs")
-    state.turns += 1
-    count, digest, tail = thread.prefix()
-    reply = await ports.model(
-        agent,
-        ModelCall(
-            agent=agent.name,
-            snapshot=state.snapshot_digest,
-            thread=thread.name,
-            turn=state.turns,
-            count=count,
-            digest=digest,
-            tail=tail,
-        ),
+# ── The model ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _call_model(
+    state: RunState, agent: AgentSnapshot, conversation: Conversation, ports: Ports
+) -> tuple[int, ModelReply]:
+    """Make a model call, with the agent's next model where one fails for good or refuses; return turn and reply."""
+    names = agent.models()
+    while True:
+        place = state.models.get(agent.name, 0)
+        has_next = place + 1 < len(names)
+        if ports.history_is_full():
+            raise RunFailed(
+                Reason.HISTORY_LIMIT, "The run came near Temporal's history limit; split the task into runs"
+            )
+        conversation.budget.begin_turn()
+        turn = state.budget.turns  # read before anything is awaited: other threads of the run go on meanwhile
+        call = _model_call(state, agent, conversation, turn, names[place] if place else None)
+        try:
+            reply = await ports.model(agent, call, _attempts(agent, has_next=has_next))
+        except RunFailed as failed:
+            if has_next and failed.reason in FALLBACK_REASONS:
+                state.models[agent.name] = place + 1
+                continue
+            raise
+        conversation.budget.charge(reply)
+        _note(state.retrieval_failures, agent, reply.retrieval_failure)
+        _note(state.tools_failures, agent, reply.tools_failure)
+        failure = reply.failure
+        if failure and has_next and failure.reason in FALLBACK_REASONS:
+            state.models[agent.name] = place + 1  # what it said while refusing is nobody's answer
+            continue
+        conversation.thread.append_reply(reply.message)
+        if failure:
+            raise RunFailed(Reason.parse(failure.reason) or Reason.MODEL_FAILED, failure.message)
+        return turn, reply
+
+
+def _note(failures: dict[str, str], agent: AgentSnapshot, failure: str | None) -> None:
+    if failure is None:
+        failures.pop(agent.name, None)
+    else:
+        failures[agent.name] = failure
+
+
+def _attempts(agent: AgentSnapshot, *, has_next: bool) -> int:
+    """Return how often a model is tried; 0: until the run's timeout."""
+    asked = agent.retry.maximum_attempts if agent.retry else None
+    return asked if asked is not None else contract.FALLBACK_ATTEMPTS if has_next else 0
+
+
+def _model_call(
+    state: RunState, agent: AgentSnapshot, conversation: Conversation, turn: int, model: str | None
+) -> ModelCall:
+    count, digest, tail = conversation.thread.prefix()
+    cost_left = conversation.budget.cost_left()
+    return ModelCall(
+        agent=agent.name,
+        snapshot=state.snapshot_digest,
+        thread=conversation.thread.name,
+        turn=turn,
+        count=count,
+        digest=digest,
+        tail=tail,
+        model=model,
+        context=state.context if state.context and agent.reads_context() else None,
+        max_output_tokens=conversation.budget.tokens_left(),
+        max_cost_usd=None if cost_left is None else f"{cost_left:f}",
     )
-    state.input_tokens += reply.input_tokens
-    state.output_tokens += reply.output_tokens
-    thread.append_reply(reply.message)
-    if reply.failure:
-        raise RunFailed(Reason.parse(reply.failure.reason) or Reason.MODEL_FAILED, reply.failure.message)
-    return reply
+
+
+# ── The tools ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def _call_tools(
-    state: RunState, agent: AgentSnapshot, thread: Thread, reply: ModelReply, ports: Ports
-) -> Message:
-    """Run the turn's calls side by side; their results are one message, in call order, one for each call."""
-    turn = state.turns
-
-    async def call_one(index: int, part: contract.ToolCallPart, verdict: CallVerdict) -> contract.ToolResultPart:
-        if verdict.function is None:
-            outcome = ToolOutcome(output=verdict.error or "The call cannot be run.", is_error=True)
-        else:
-            outcome = await ports.tool(
-                agent,
-                ToolCall(
-                    call_id=part.call_id,
-                    tool=part.tool,
-                    function=verdict.function,
-                    arguments=part.arguments,
-                    thread=thread.name,
-                    turn=turn,
-                    index=index,
-                ),
-            )
-        return contract.ToolResultPart(
-            call_id=part.call_id, tool=part.tool, output=outcome.output, is_error=outcome.is_error
-        )
-
-    parts = await asyncio.gather(
-        *(
-            call_one(index, part, verdict)
-            for index, (part, verdict) in enumerate(zip(reply.message.tool_calls(), reply.calls or [], strict=True))
-        )
+    state: RunState, agent: AgentSnapshot, conversation: Conversation, turn: int, reply: ModelReply, ports: Ports
+) -> None:
+    """Run a turn's calls side by side. Their results are one message, in call order, and so is what they change."""
+    calls = list(zip(reply.message.tool_calls(), reply.calls or [], strict=True))
+    outcomes = await _side_by_side(
+        [
+            _call_tool(state, agent, conversation, _Place(turn, index), part, verdict, ports)
+            for index, (part, verdict) in enumerate(calls)
+        ]
     )
-    return Message(role="tool", parts=list(parts))
+    outcomes = [_with_context(state, outcome) for outcome in outcomes]
+    outcomes, next_agent = _with_handoff(agent, outcomes)
+    parts = [
+        ToolResultPart(call_id=part.call_id, tool=part.tool, output=outcome.output, is_error=outcome.is_error)
+        for (part, _), outcome in zip(calls, outcomes, strict=True)
+    ]
+    conversation.thread.append(Message(role="tool", parts=list(parts), sender=agent.name))
+    conversation.agent = next_agent or conversation.agent
+
+
+@dataclass(frozen=True)
+class _Place:
+    turn: int
+    index: int
+
+
+async def _call_tool(
+    state: RunState,
+    agent: AgentSnapshot,
+    conversation: Conversation,
+    place: _Place,
+    part: ToolCallPart,
+    verdict: CallVerdict,
+    ports: Ports,
+) -> ToolOutcome:
+    if verdict.handoff is not None:
+        return ToolOutcome(output=f"Transferred to {verdict.handoff}.", handoff=verdict.handoff)
+    if verdict.agent is not None:
+        return await _call_agent(state, conversation, place, verdict.agent, ports)
+    if verdict.function is None:
+        return _refused(verdict.error or "The call cannot be run.")
+    return await ports.tool(
+        agent,
+        ToolCall(
+            call_id=part.call_id,
+            tool=part.tool,
+            function=verdict.function,
+            arguments=part.arguments,
+            thread=conversation.thread.name,
+            turn=place.turn,
+            index=place.index,
+            server=verdict.server,
+            agent=agent.name,
+            once=verdict.once,
+            context=state.context if verdict.reads_context else None,
+        ),
+    )
+
+
+async def _call_agent(
+    state: RunState, caller: Conversation, place: _Place, call: AgentCall, ports: Ports
+) -> ToolOutcome:
+    """Have another agent answer in a thread of its own. What fails there alone is told to the caller's model."""
+    if caller.depth + 1 >= contract.AGENT_DEPTH_MAX:
+        return _refused(f"Not run: agents may call agents {contract.AGENT_DEPTH_MAX} deep. Answer with what you have.")
+    if state.nested >= contract.THREADS_MAX:
+        return _refused(f"Not run: {contract.THREADS_MAX} agents are at work already. Call it again afterwards.")
+    limits = state.snapshot.agent(call.agent).limits or LimitSettings()
+    thread = Thread(
+        f"{place.turn}.{place.index}.{call.agent}", [Message(role="user", parts=[TextPart(text=call.message)])]
+    )
+    nested = Conversation(thread, call.agent, Budget(limits, parent=caller.budget), caller.depth + 1)
+    state.threads[thread.name] = thread
+    state.nested += 1
+    try:
+        async with asyncio.timeout(limits.timeout_seconds):
+            answer = await converse(state, nested, ports)
+    except TimeoutError:
+        return _refused(f"Agent {call.agent} did not answer within its limits.timeout of {limits.timeout_seconds:g}s.")
+    except LimitReached as reached:
+        if reached.budget is not nested.budget:
+            raise
+        return _refused(f"Agent {call.agent} gave no answer: {reached.message}")
+    except RunFailed as failed:
+        if failed.reason in RUN_WIDE_REASONS:
+            raise
+        return _refused(f"Agent {call.agent} failed ({failed.reason}): {failed.message}")
+    finally:
+        state.nested -= 1
+    return ToolOutcome(output=answer.text)
+
+
+def _refused(words: str) -> ToolOutcome:
+    return ToolOutcome(output=words, is_error=True)
+
+
+def _with_context(state: RunState, outcome: ToolOutcome) -> ToolOutcome:
+    """Merge what a tool sets into the run's context variables; where that is too much, the model is told instead."""
+    if not outcome.context:
+        return outcome
+    merged = {**state.context, **outcome.context}
+    if problem := contract.context_problem(merged):
+        told = f"[Context variables not set: {problem}.]"
+        return outcome.model_copy(update={"output": f"{outcome.output}\n{told}", "is_error": True})
+    state.context = merged
+    return outcome
+
+
+def _with_handoff(agent: AgentSnapshot, outcomes: list[ToolOutcome]) -> tuple[list[ToolOutcome], str | None]:
+    """Return what the model is told, and to whom the conversation goes: the last declared hand-off of the turn."""
+    declared = [binding.agent for binding in agent.handoffs or ()]
+    wanted = [outcome.handoff for outcome in outcomes if outcome.handoff in declared]
+    winner = wanted[-1] if wanted else None
+    told = []
+    for outcome in outcomes:
+        target = outcome.handoff
+        if target is not None and target not in declared:
+            words = f"Not transferred: there is no hand-off to {target} (there is: {', '.join(declared) or 'none'})."
+            outcome = outcome.model_copy(update={"output": f"{outcome.output}\n{words}", "is_error": True})
+        elif target is not None and target != winner:
+            outcome = outcome.model_copy(
+                update={"output": f"Not transferred to {target}: {winner} was asked for last."}
+            )
+        told.append(outcome)
+    return told, winner
+
+
+async def _side_by_side(calls: list[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all; when one ends the conversation, stop the others before it does, as nobody would wait for them."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

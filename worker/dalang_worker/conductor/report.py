@@ -1,11 +1,13 @@
 """What a run tells about itself: the whole of its state, cut to what fits a status."""
 
+import json
 from datetime import UTC, datetime
+from typing import Any
 
 from dalang_api import contract
 from dalang_api.contract import Message, RecentMessage, RunReport
 
-from dalang_worker.conductor.loop import RunState
+from dalang_worker.conductor.loop import Answer, RunState
 from dalang_worker.conductor.thread import Thread
 
 _ROLES = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
@@ -27,10 +29,12 @@ def make_report(
     message: str,
     started_at: datetime,
     finished_at: datetime | None = None,
-    output: str | None = None,
+    answer: Answer | None = None,
 ) -> RunReport:
     """Return the report of a run's present state."""
+    output = answer.text if answer else None
     kept = _first_bytes(output, contract.OUTPUT_MAX_BYTES) if output is not None else None
+    budget = state.budget
     return RunReport.model_validate(
         {
             "seq": seq,
@@ -41,19 +45,38 @@ def make_report(
             "message": message[:1024],
             "agent": state.agent,
             "agents": [
-                {"name": agent.name, "uid": agent.uid, "generation": agent.generation}
+                {
+                    "name": agent.name,
+                    "uid": agent.uid,
+                    "generation": agent.generation,
+                    "pool": contract.pool_of_queue(agent.queue),
+                }
                 for agent in state.snapshot.agents
             ],
             "started_at": timestamp(started_at),
             "finished_at": timestamp(finished_at) if finished_at else None,
             "output": kept,
             "output_truncated": True if kept != output else None,
-            "messages": [recent for thread in state.threads.values() for recent in recent_messages(thread)],
-            "turns": state.turns,
-            "input_tokens": state.input_tokens,
-            "output_tokens": state.output_tokens,
+            "messages": recent_messages(state.main.thread),
+            "turns": budget.turns,
+            "input_tokens": budget.input_tokens,
+            "output_tokens": budget.output_tokens,
+            "cost_usd": f"{budget.cost_usd:f}" if budget.is_priced and budget.turns else None,
+            "structured_output": _small(answer.structured) if answer else None,
+            "context": {name: contract.context_text(value) for name, value in state.context.items()} or None,
+            "retrieval_failure": _joined(state.retrieval_failures),
+            "tools_failure": _joined(state.tools_failures),
         }
     )
+
+
+def _joined(failures: dict[str, str]) -> str | None:
+    return "; ".join(f"Agent {agent}: {words}" for agent, words in failures.items())[:1024] or None
+
+
+def _small(structured: dict[str, Any] | None) -> dict[str, Any] | None:
+    weight = len(json.dumps(structured, ensure_ascii=False).encode())
+    return structured if weight <= contract.STRUCTURED_OUTPUT_MAX_BYTES else None
 
 
 def recent_messages(thread: Thread) -> list[RecentMessage]:

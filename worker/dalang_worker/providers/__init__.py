@@ -2,14 +2,20 @@
 
 import asyncio
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
-from dalang_api.contract import Failure, Message, ModelSnapshot
+from dalang_api.contract import Failure, Message, ModelSnapshot, OpaquePart, TextPart, ToolChoice
 from dalang_api.v1alpha1.conditions import Reason
 
-_MODULES = {"OpenAI": "dalang_worker.providers.openai"}
+_MODULES = {
+    "OpenAI": "dalang_worker.providers.openai",
+    "AzureOpenAI": "dalang_worker.providers.openai",
+    "Anthropic": "dalang_worker.providers.anthropic",
+    "Bedrock": "dalang_worker.providers.bedrock",
+}
 
 
 @dataclass(frozen=True)
@@ -23,16 +29,29 @@ class ToolSpec:
 
 
 @dataclass(frozen=True)
+class Credentials:
+    """How a call proves who it is: a key, a file with the pod's projected token, or nothing."""
+
+    api_key: str | None = None
+    identity_token: Path | None = None
+
+
+@dataclass(frozen=True)
 class ModelRequest:
     """One model call, in no provider's form."""
 
     model: ModelSnapshot
-    api_key: str | None
+    credentials: Credentials
     instructions: str | None
     messages: list[Message]
-    tools: list[ToolSpec]
-    temperature: float | None
-    max_output_tokens: int | None
+    tools: list[ToolSpec] = field(default_factory=list)
+    tool_choice: ToolChoice | None = None
+    """As it holds for this call; None: the provider's default."""
+    parallel_tool_calls: bool | None = None
+    output_schema: dict[str, Any] | None = None
+    """JSON schema of the answer, where `Provider.takes_schema` says that the provider's own mode takes it."""
+    temperature: float | None = None
+    max_output_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,15 +63,27 @@ class RequestedCall:
 
 
 @dataclass(frozen=True)
+class TokenUsage:
+    """Tokens of one call, as the provider counted them."""
+
+    input_tokens: int = 0
+    """All that were sent, those of the cache included."""
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class ModelAnswer:
     """What came back."""
 
-    text: str
-    calls: list[RequestedCall]
-    input_tokens: int
-    output_tokens: int
+    parts: list[TextPart | OpaquePart | RequestedCall]
+    """In the model's order, which some providers want back as it was. Empty where it said nothing."""
+    usage: TokenUsage
     failure: Failure | None = None
     """Set where the model stopped for good without an answer."""
+    call_again: bool = False
+    """The model paused and goes on when it is called with what it said."""
 
 
 class Verdict(StrEnum):
@@ -91,8 +122,32 @@ class Provider(Protocol):
         """
         ...
 
+    def takes_schema(self, model: ModelSnapshot, schema: dict[str, Any]) -> bool:
+        """Return whether the provider itself can hold an answer to this JSON schema."""
+        ...
+
     async def close(self) -> None:
         """Close its connections."""
+        ...
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A text as a vector."""
+
+    vector: list[float]
+    usage: TokenUsage
+
+
+class Embedder(Protocol):
+    """A provider that has embeddings: OpenAI and AzureOpenAI."""
+
+    async def embed(self, model: ModelSnapshot, credentials: Credentials, name: str, text: str) -> Embedding:
+        """Make a vector of a text with the embedding model of that name.
+
+        Raises:
+            ModelCallError: It failed.
+        """
         ...
 
 

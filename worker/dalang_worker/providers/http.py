@@ -1,12 +1,23 @@
-"""What HTTP says about a failed model call, alike for every provider: Retry-After and which statuses pass."""
+"""What HTTP says about a failed model call, alike for every provider: which statuses pass, Retry-After, and the words."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
+from dalang_worker.providers import Credentials
+from dalang_worker.text import clean
+
+CONNECT_TIMEOUT_SECONDS = 10.0
+READ_TIMEOUT_SECONDS = 590.0
+"""Just under the activity's own ten minutes, so that the error is the endpoint's. A stream's is that between two chunks."""
 LONGEST_WAIT_SECONDS = 600.0
+MESSAGE_MAX_CHARS = 700
 
 _PASSING_STATUSES = frozenset({408, 409, 429})
+_KEY_HEADERS = ("authorization", "api-key", "x-api-key")
+_SHORTEST_SECRET = 5
+"""What is shorter is no secret but the `none` that the SDKs are given where there is no key."""
 
 
 def is_passing(status: int | None, headers: Mapping[str, str]) -> bool:
@@ -28,6 +39,38 @@ def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float | No
     """
     seconds = _seconds(headers, now)
     return None if seconds is None or seconds <= 0 else min(seconds, LONGEST_WAIT_SECONDS)
+
+
+def one_line(words: object) -> str:
+    """Return an endpoint's words on one line."""
+    return " ".join(str(words).split()) or "(no words)"
+
+
+def error_message(model: str, words: str, credentials: Credentials, headers: Mapping[str, str]) -> str:
+    """Return what a run is told: bounded, and without any secret, since some endpoints repeat the key that they refuse.
+
+    Args:
+        model: The model's name at the provider.
+        words: The endpoint's own.
+        credentials: What the call was to prove itself with.
+        headers: The headers of the request, in which an exchanged token may stand; empty where none was sent.
+    """
+    sent = [headers.get(name, "").removeprefix("Bearer ") for name in _KEY_HEADERS]
+    told = f"model {model}: {words}"
+    for secret in _secrets([credentials.api_key, _read(credentials.identity_token), *sent]):
+        told = told.replace(secret, "[key]")
+    return clean(told[:MESSAGE_MAX_CHARS])
+
+
+def _secrets(values: Iterable[str | None]) -> list[str]:
+    return [value for value in values if value and len(value) >= _SHORTEST_SECRET]
+
+
+def _read(path: Path | None) -> str | None:
+    try:
+        return path.read_text().strip() if path else None
+    except (OSError, ValueError):
+        return None
 
 
 def _seconds(headers: Mapping[str, str], now: datetime) -> float | None:

@@ -1,89 +1,104 @@
-"""Provider OpenAI: Chat Completions, of OpenAI itself or any compatible endpoint (DeepSeek, Ollama, vLLM).
+"""Providers OpenAI and AzureOpenAI: Chat Completions, of OpenAI itself or any compatible endpoint (DeepSeek, Ollama, vLLM).
 
-Through OpenAI's SDK, whose retries are off since Temporal's are on, but past its types. It walks through every message
-that is sent, in Python (26 ms of CPU a call at 80 messages, 2.5 without), and what compatible servers answer is looser. The
-tests check every request against those types.
+Through OpenAI's SDK, whose retries are off since Temporal's are on. What is sent and what comes back is chat_completions.py.
 """
 
-import json
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
+import httpx2
 import openai
 from cachetools import LRUCache
-from dalang_api.contract import Failure, Message, TextPart, ToolCallPart, ToolResultPart
+from dalang_api.contract import ModelSnapshot
 from dalang_api.v1alpha1.conditions import Reason
-from openai import AsyncOpenAI
-from pydantic import BaseModel, BeforeValidator, ValidationError
-from pydantic_core import to_json
+from openai import AsyncAzureOpenAI, AsyncOpenAI
+from openai.auth import WorkloadIdentity, k8s_service_account_token_provider
 
-from dalang_worker.providers import CallFailure, ModelAnswer, ModelCallError, ModelRequest, RequestedCall, Verdict
-from dalang_worker.providers.http import is_passing, retry_after_seconds
-from dalang_worker.text import clean
+from dalang_worker.providers import (
+    CallFailure,
+    Credentials,
+    Embedding,
+    ModelAnswer,
+    ModelCallError,
+    ModelRequest,
+    Verdict,
+    schemas,
+)
+from dalang_worker.providers.chat_completions import (
+    QUOTA_CODES,
+    REASONS,
+    make_request,
+    read_completion,
+    read_error,
+)
+from dalang_worker.providers.embeddings import read_embedding
+from dalang_worker.providers.http import (
+    CONNECT_TIMEOUT_SECONDS,
+    READ_TIMEOUT_SECONDS,
+    error_message,
+    is_passing,
+    one_line,
+    retry_after_seconds,
+)
 
-DEFAULT_BASE_URL = "https://api.openai.com/v1"
-CONNECT_TIMEOUT_SECONDS = 10.0
-READ_TIMEOUT_SECONDS = 590.0
-"""Just under the activity's own ten minutes, so that the error is the endpoint's."""
-
-_QUOTA_CODES = frozenset({"insufficient_quota", "enforced_spend_limit_reached", "billing_hard_limit_reached"})
-_REASONS = {"context_length_exceeded": Reason.CONTEXT_LENGTH, "content_filter": Reason.CONTENT_FILTER}
-_STOPS = {
-    "length": Failure(
-        reason=Reason.OUTPUT_TRUNCATED,
-        message="The model stopped at its output limit; raise parameters.maxOutputTokens",
-    ),
-    "content_filter": Failure(reason=Reason.CONTENT_FILTER, message="The provider's content filter stopped the answer"),
-}
-_INTERRUPTED = "insufficient_system_resource"
-"""DeepSeek's finish reason for an answer that it broke off under load."""
+OPENAI_HOST = "api.openai.com"
+RETRY = CallFailure(Verdict.RETRY, Reason.MODEL_RETRYING)
 
 
 class OpenAIProvider:
-    """One client, and with it one pool of connections, per endpoint and key."""
+    """One client, and with it one pool of connections, per endpoint and credential."""
 
     def __init__(self) -> None:
-        self._clients: LRUCache[tuple[str | None, str | None], AsyncOpenAI] = LRUCache(maxsize=64)
+        self._clients: LRUCache[tuple[object, ...], AsyncOpenAI] = LRUCache(maxsize=64)
 
     async def complete(self, request: ModelRequest) -> ModelAnswer:
         """Make one Chat Completions call."""
-        client = self._client(request)
+        body = make_request(request, is_openai(request.model))
+        content = await self._post("/chat/completions", body, request.model, request.credentials)
         try:
-            response = await client.post(
-                "/chat/completions",
-                body=make_request(request, str(client.base_url)),
-                cast_to=openai.HttpxBinaryResponseContent,
-            )
-        except openai.APIStatusError as error:
-            code, words = read_error(error.response.content)
-            failure = classify(error.status_code, error.response.headers, code, datetime.now(UTC))
-            raise ModelCallError(failure, _message(request, f"{error.status_code}: {words}")) from None
-        except openai.APIError as error:
-            failure = classify(None, {}, None, datetime.now(UTC))
-            words = f"{error.message} {error.__cause__ or ''}".strip()
-            raise ModelCallError(failure, _message(request, f"{words} ({client.base_url})")) from None
-        try:
-            return read_completion(response.content)
+            return read_completion(content)
         except ValueError as error:
-            failure = CallFailure(Verdict.RETRY, Reason.MODEL_RETRYING)
-            raise ModelCallError(failure, _message(request, str(error))) from None
+            told = error_message(request.model.model, str(error), request.credentials, {})
+            raise ModelCallError(RETRY, told) from None
+
+    async def embed(self, model: ModelSnapshot, credentials: Credentials, name: str, text: str) -> Embedding:
+        """Make a vector of a text; at Azure the name is a deployment's, if it is not the model's own."""
+        deployment = model.deployment if name == model.model else None
+        # As numbers: some compatible servers do not know the SDK's default, base64.
+        body = {"model": deployment or name, "input": [text], "encoding_format": "float"}
+        content = await self._post("/embeddings", body, model, credentials)
+        try:
+            return read_embedding(content)
+        except ValueError as error:
+            raise ModelCallError(RETRY, error_message(name, str(error), credentials, {})) from None
+
+    def takes_schema(self, model: ModelSnapshot, schema: dict[str, Any]) -> bool:
+        """Return whether the schema qualifies for strict mode; compatible servers refuse the mode, or ignore it."""
+        rules = schemas.AZURE_OPENAI if model.provider == "AzureOpenAI" else schemas.OPENAI
+        return is_openai(model) and schemas.qualifies(schema, rules)
 
     async def close(self) -> None:
         """Close the connections."""
         for client in self._clients.values():
             await client.close()
 
-    def _client(self, request: ModelRequest) -> AsyncOpenAI:
-        key = (request.model.base_url, request.api_key)
+    async def _post(self, path: str, body: dict[str, Any], model: ModelSnapshot, credentials: Credentials) -> bytes:
+        client = self._client(model, credentials)
+        try:
+            response = await client.post(path, body=body, cast_to=openai.HttpxBinaryResponseContent)
+        except (openai.OpenAIError, httpx2.HTTPError) as error:
+            failure, words = explain(error, str(client.base_url))
+            sent = error.request.headers if isinstance(error, openai.APIError) else {}
+            raise ModelCallError(failure, error_message(body["model"], words, credentials, sent)) from None
+        return response.content
+
+    def _client(self, model: ModelSnapshot, credentials: Credentials) -> AsyncOpenAI:
+        identity = tuple(sorted(model.identity.parameters.items())) if model.identity else None
+        key = (model.provider, model.base_url, model.api_version, credentials, identity)
         if key not in self._clients:
-            # The SDK insists on a key; endpoints that need none ignore it. Without a URL it takes $OPENAI_BASE_URL.
-            self._clients[key] = AsyncOpenAI(
-                api_key=request.api_key or "none",
-                base_url=request.model.base_url,
-                max_retries=0,
-                timeout=openai.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS),
-            )
+            self._clients[key] = _make_client(model, credentials)
         return self._clients[key]
 
 
@@ -92,173 +107,28 @@ def make_provider() -> OpenAIProvider:
     return OpenAIProvider()
 
 
-# ── What is sent ───────────────────────────────────────────────────────────────────────────────────────────────────
+def is_openai(model: ModelSnapshot) -> bool:
+    """Return whether the endpoint is Azure's or OpenAI's own, and none that is only compatible."""
+    if model.provider == "AzureOpenAI":
+        return True
+    base_url = model.base_url or os.environ.get("OPENAI_BASE_URL")
+    return not base_url or httpx2.URL(base_url).host == OPENAI_HOST
 
 
-def make_request(request: ModelRequest, base_url: str) -> dict[str, Any]:
-    """Return the body of the POST; absent is not the same as null to compatible servers."""
-    body: dict[str, Any] = {
-        "model": request.model.model,
-        "messages": make_messages(request.instructions, request.messages),
-    }
-    if request.tools:
-        body["tools"] = [
-            {
-                "type": "function",
-                "function": {"name": tool.name, "description": tool.description, "parameters": tool.schema},
-            }
-            for tool in request.tools
-        ]
-    if request.temperature is not None:
-        body["temperature"] = request.temperature
-    if request.max_output_tokens is not None:
-        # OpenAI's reasoning models refuse the old name; most compatible servers know only that.
-        is_openai = base_url.startswith(DEFAULT_BASE_URL.removesuffix("v1"))
-        body["max_completion_tokens" if is_openai else "max_tokens"] = request.max_output_tokens
-    return body
-
-
-def make_messages(instructions: str | None, messages: list[Message]) -> list[dict[str, Any]]:
-    """Return the conversation in Chat Completions form: one `tool` message per result, right after its calls."""
-    made: list[dict[str, Any]] = []
-    if instructions:
-        made.append({"role": "system", "content": instructions})
-    for message in messages:
-        made += _make_message(message)
-    return made
-
-
-def _make_message(message: Message) -> list[dict[str, Any]]:
-    if message.role == "user":
-        return [{"role": "user", "content": message.text()}]
-    if message.role == "tool":
-        return [
-            {"role": "tool", "tool_call_id": part.call_id, "content": part.output}
-            for part in message.parts
-            if isinstance(part, ToolResultPart)
-        ]
-    texts = [part.text for part in message.parts if isinstance(part, TextPart)]
-    calls = [part for part in message.parts if isinstance(part, ToolCallPart)]
-    if not calls:
-        return [{"role": "assistant", "content": "\n".join(texts)}]
-    return [
-        {
-            "role": "assistant",
-            "content": "\n".join(texts) or None,
-            "tool_calls": [
-                {
-                    "id": call.call_id,
-                    "type": "function",
-                    "function": {"name": call.tool, "arguments": call.arguments},
-                }
-                for call in calls
-            ],
-        }
-    ]
-
-
-# ── What comes back ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _text(value: Any) -> Any:
-    """Join a content that is a list of parts, as Mistral's reasoning models send it."""
-    if not isinstance(value, list):
-        return value
-    return "".join(part.get("text", "") for part in value if isinstance(part, dict) and part.get("type") == "text")
-
-
-def _json_text(value: Any) -> Any:
-    """Write arguments that came as an object; OpenAI sends them as text."""
-    return value if isinstance(value, str) else "" if value is None else to_json(value).decode()
-
-
-class _Function(BaseModel):
-    name: str
-    arguments: Annotated[str, BeforeValidator(_json_text)] = ""
-
-
-class _ToolCall(BaseModel):
-    function: _Function | None = None
-
-
-class _ChatMessage(BaseModel):
-    content: Annotated[str | None, BeforeValidator(_text)] = None
-    refusal: str | None = None
-    tool_calls: list[_ToolCall] | None = None
-
-
-class _Choice(BaseModel):
-    message: _ChatMessage
-    finish_reason: str | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Completion(BaseModel):
-    """The part of a chat completion that is used here, and no stricter than it must be."""
-
-    choices: list[_Choice]
-    usage: _Usage | None = None
-
-
-def read_completion(body: bytes) -> ModelAnswer:
-    """Return a completion in Dalang's form. What the model stopped for is in `_STOPS`; all else is an answer or tools.
-
-    Raises:
-        ValueError: It is no completion, or one that was broken off; asked again, a server under load may do better.
-    """
-    completion = _parse(body)
-    if completion is None or not completion.choices:
-        raise ValueError(f"the endpoint answered 200 with no chat completion: {read_error(body)[1]}")
-    choice = completion.choices[0]
-    if choice.finish_reason == _INTERRUPTED:
-        raise ValueError(f"the endpoint broke its answer off: {_INTERRUPTED}")
-    failure = _STOPS.get(choice.finish_reason or "")
-    if choice.message.refusal:
-        failure = Failure(reason=Reason.MODEL_REFUSED, message=choice.message.refusal[:512])
-    # A call that was cut at the output limit must not be run.
-    functions = [] if failure else [call.function for call in choice.message.tool_calls or [] if call.function]
-    usage = completion.usage or _Usage()
-    return ModelAnswer(
-        text=choice.message.content or "",
-        calls=[RequestedCall(function.name, function.arguments) for function in functions],
-        input_tokens=usage.prompt_tokens or 0,
-        output_tokens=usage.completion_tokens or 0,
-        failure=failure,
-    )
-
-
-def _parse(body: bytes) -> _Completion | None:
-    try:
-        return _Completion.model_validate_json(body)
-    except ValidationError:
-        pass
-    try:
-        # Lone surrogates, half an emoji cut by the output limit, are JSON to Python and not to pydantic.
-        text = json.dumps(json.loads(body), ensure_ascii=False)
-        return _Completion.model_validate_json(text.encode(errors="replace"))
-    except ValueError:
-        return None
-
-
-def read_error(body: bytes) -> tuple[str | None, str]:
-    """Return the code we know, if any, and the provider's own sentence, of an answer that tells of an error.
-
-    OpenAI: `{"error": {"message", "code", "type"}}`; others: `{"error": "…"}`, `{"message": "…"}`, `{"detail": "…"}`, a page.
-    """
-    try:
-        content = json.loads(body)
-    except ValueError:
-        content = body.decode(errors="replace")
-    error = content.get("error", content) if isinstance(content, dict) else content
-    if not isinstance(error, dict):
-        return None, _one_line(error)
-    known = _QUOTA_CODES | _REASONS.keys()
-    code = next((error[key] for key in ("code", "type") if str(error.get(key)) in known), None)
-    return code, _one_line(error.get("message") or error.get("detail") or error)
+def explain(error: openai.OpenAIError | httpx2.HTTPError, base_url: str) -> tuple[CallFailure, str]:
+    """Return what an error of the SDK comes to, and in which words. They may hold secrets."""
+    now = datetime.now(UTC)
+    if isinstance(error, openai.OAuthError):
+        failure = classify(error.status_code, error.response.headers, None, now)
+        return failure, one_line(f"the pod's identity was refused: {error.status_code}: {error.message}")
+    if isinstance(error, openai.APIStatusError):
+        code, words = read_error(error.response.content)
+        return classify(error.status_code, error.response.headers, code, now), f"{error.status_code}: {words}"
+    if isinstance(error, openai.APIError | httpx2.HTTPError):
+        words = one_line(f"{error} {error.__cause__ or ''}")
+        return RETRY, f"{words} ({base_url})"
+    # The token's file cannot be read, or its exchange failed on the other side.
+    return RETRY, one_line(f"the pod's identity: {error}")
 
 
 def classify(status: int | None, headers: Mapping[str, str], code: str | None, now: datetime) -> CallFailure:
@@ -266,18 +136,31 @@ def classify(status: int | None, headers: Mapping[str, str], code: str | None, n
 
     A used-up quota is a 429 that waiting does not mend.
     """
-    if code in _QUOTA_CODES:
+    if code in QUOTA_CODES:
         return CallFailure(Verdict.FINAL, Reason.MODEL_FAILED)
     if is_passing(status, headers):
         return CallFailure(Verdict.RETRY, Reason.MODEL_RETRYING, retry_after_seconds(headers, now))
-    return CallFailure(Verdict.FINAL, _REASONS.get(code or "", Reason.MODEL_FAILED))
+    return CallFailure(Verdict.FINAL, REASONS.get(code or "", Reason.MODEL_FAILED))
 
 
-def _one_line(words: object) -> str:
-    return " ".join(str(words).split())[:600] or "(no words)"
-
-
-def _message(request: ModelRequest, words: str) -> str:
-    if request.api_key:
-        words = words.replace(request.api_key, "[key]")
-    return clean(f"model {request.model.model}: {words}"[:700])
+def _make_client(model: ModelSnapshot, credentials: Credentials) -> AsyncOpenAI:
+    timeout = openai.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
+    # The SDK insists on a key; endpoints that need none ignore it. Without a URL it takes $OPENAI_BASE_URL.
+    key = credentials.api_key or "none"
+    if model.provider == "AzureOpenAI":
+        # The deployment is each request's, which the SDK takes from its `model`: embeddings have another one.
+        return AsyncAzureOpenAI(
+            azure_endpoint=model.base_url or "",
+            api_version=model.api_version,
+            api_key=key,
+            max_retries=0,
+            timeout=timeout,
+        )
+    if model.identity is not None and credentials.identity_token is not None:
+        identity = WorkloadIdentity(
+            identity_provider_id=model.identity.parameters["identityProviderID"],
+            service_account_id=model.identity.parameters["serviceAccountID"],
+            provider=k8s_service_account_token_provider(credentials.identity_token),
+        )
+        return AsyncOpenAI(workload_identity=identity, base_url=model.base_url, max_retries=0, timeout=timeout)
+    return AsyncOpenAI(api_key=key, base_url=model.base_url, max_retries=0, timeout=timeout)

@@ -5,6 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
+from dalang.prompts import registered_instructions
 from dalang.tools import registered_tools
 from dalang_api.contract import Catalogue, CatalogueTool, ImportFailure
 
@@ -19,7 +20,11 @@ def load_tools(modules: list[str], tools_path: Path | None) -> Catalogue:
         sys.path.insert(0, str(tools_path))
     failures = [failure for module in modules if (failure := _import(module)) is not None]
     tools = [CatalogueTool(name=tool.name, digest=tool.digest()) for tool in registered_tools().values()]
-    return Catalogue(tools=sorted(tools, key=lambda tool: tool.name), failures=failures)
+    return Catalogue(
+        tools=sorted(tools, key=lambda tool: tool.name),
+        failures=failures,
+        instructions=sorted(registered_instructions()),
+    )
 
 
 def _import(module: str) -> ImportFailure | None:

@@ -3,23 +3,31 @@
 A tool that blocks the loop it runs on (`time.sleep` in an `async def`) would otherwise stop every heartbeat of the worker,
 and with them the neighbours' model calls. Async tools share one loop, so that a client kept
 in a module works from call to call; only while that loop is held up do calls that have not begun go to a spare one.
+Functions that make instructions run here as well: they are tools without arguments.
 """
 
 import asyncio
 import concurrent.futures
 import contextvars
+import inspect
 import logging
 import threading
 import time
+from dataclasses import replace
 from typing import Any, cast
 
-from dalang.tools import ToolFunction
+from dalang import ToolError
+from dalang.functions import RegisteredFunction
 
 log = logging.getLogger(__name__)
 
 
 class ToolRaisedError(Exception):
-    """A tool raised; the text is the exception's type and words."""
+    """A tool raised; the text is the exception's type and words, or a `ToolError`'s words alone."""
+
+    def __init__(self, message: str, *, is_retryable: bool = False) -> None:
+        super().__init__(message)
+        self.is_retryable = is_retryable
 
 
 HELD_UP_AFTER_SECONDS = 1.0
@@ -34,8 +42,8 @@ class ToolRunner:
         self._threads = concurrent.futures.ThreadPoolExecutor(max_threads, thread_name_prefix="tool")
         self._loops: list[_ToolLoop] = []
 
-    async def run(self, tool: ToolFunction, arguments: dict[str, Any]) -> Any:
-        """Run a tool and return what it returns.
+    async def run(self, tool: RegisteredFunction, arguments: dict[str, Any]) -> Any:
+        """Run a tool and return what it returns; of a sync one that returns an awaitable, what that comes to.
 
         Cancelled, an async tool is cancelled and a sync one abandoned: its thread ends when the tool does.
 
@@ -45,9 +53,13 @@ class ToolRunner:
         if tool.is_async:
             return await self._run_async(tool, arguments)
         context = contextvars.copy_context()
-        return await asyncio.wrap_future(self._threads.submit(context.run, _call, tool, arguments))
+        returned = await asyncio.wrap_future(self._threads.submit(context.run, _call, tool, arguments))
+        if not inspect.isawaitable(returned):
+            return returned
+        # An async function in disguise: a partial, a lambda, a wrapper that forgot functools.wraps.
+        return await self._run_async(replace(tool, function=lambda: returned, is_async=True), {})
 
-    async def _run_async(self, tool: ToolFunction, arguments: dict[str, Any]) -> Any:
+    async def _run_async(self, tool: RegisteredFunction, arguments: dict[str, Any]) -> Any:
         """Run an async tool on the first loop that begins with it: one may be held up just when a call is handed to it."""
         while True:
             claim = threading.Lock()
@@ -76,7 +88,7 @@ class ToolRunner:
         return self._loops[-1]
 
 
-def _call(tool: ToolFunction, arguments: dict[str, Any]) -> Any:
+def _call(tool: RegisteredFunction, arguments: dict[str, Any]) -> Any:
     """Call a sync tool. Some exceptions must not reach a future: SystemExit would end the worker, StopIteration hang the call."""
     try:
         return tool.function(**arguments)
@@ -89,6 +101,8 @@ def _raised(error: BaseException) -> ToolRaisedError:
         words = str(error)
     except Exception:  # noqa: BLE001  # an exception's own __str__ may fail
         words = ""
+    if isinstance(error, ToolError) and words:
+        return ToolRaisedError(words, is_retryable=error.retryable)
     return ToolRaisedError(f"{type(error).__name__}: {words}".removesuffix(": "))
 
 
@@ -103,7 +117,7 @@ class _ToolLoop:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def submit(
-        self, tool: ToolFunction, arguments: dict[str, Any], claim: threading.Lock
+        self, tool: RegisteredFunction, arguments: dict[str, Any], claim: threading.Lock
     ) -> "concurrent.futures.Future[Any]":
         """Have the tool called, unless somebody else takes the claim first."""
         return asyncio.run_coroutine_threadsafe(self._call(tool, arguments, claim), self._loop)
@@ -119,7 +133,7 @@ class _ToolLoop:
         self._told = held_up
         return held_up
 
-    async def _call(self, tool: ToolFunction, arguments: dict[str, Any], claim: threading.Lock) -> Any:
+    async def _call(self, tool: RegisteredFunction, arguments: dict[str, Any], claim: threading.Lock) -> Any:
         if not claim.acquire(blocking=False):
             return None
         task = cast("asyncio.Task[Any]", asyncio.current_task())

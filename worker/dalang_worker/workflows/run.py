@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+from temporalio.exceptions import TimeoutError as ActivityTimeoutError
 
 with workflow.unsafe.imports_passed_through():
     from dalang_api import contract
@@ -18,6 +19,7 @@ with workflow.unsafe.imports_passed_through():
         ModelCall,
         ModelReply,
         Retrying,
+        RetrySettings,
         RunInput,
         RunReport,
         Snapshot,
@@ -28,9 +30,9 @@ with workflow.unsafe.imports_passed_through():
     )
     from dalang_api.v1alpha1.conditions import Phase, Reason
 
-    from dalang_worker.conductor.loop import RunFailed, RunState, converse
+    from dalang_worker.conductor.budget import RunFailed
+    from dalang_worker.conductor.loop import Answer, RunState, converse
     from dalang_worker.conductor.report import make_report
-    from dalang_worker.conductor.thread import Thread
 
 MODEL_START_TO_CLOSE = timedelta(minutes=10)
 """One attempt of a model call; a long answer of a large model takes minutes."""
@@ -39,7 +41,10 @@ HEARTBEAT_TIMEOUT = timedelta(seconds=10)
 CALL_RETRY = RetryPolicy(
     initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(minutes=1)
 )
-"""Model calls are retried until the run's timeout; so is a tool call, but only when its worker was lost."""
+"""Of tool calls, which are made again only when their worker was lost or the tool asks for it. Model calls have the same
+unless their agent's `retry` says otherwise."""
+ONCE = RetryPolicy(maximum_attempts=1)
+"""Of a tool that must not run twice: not even when nobody can know whether it ran."""
 REPORT_RETRY = RetryPolicy(
     initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=10)
 )
@@ -54,12 +59,7 @@ class AgentRunWorkflow:
     @workflow.init
     def __init__(self, run: RunInput) -> None:
         self._run = run
-        self._state = RunState(
-            snapshot=run.snapshot,
-            snapshot_digest=run.snapshot.digest(),
-            max_turns=run.max_turns,
-            agent=run.agent,
-        )
+        self._state = RunState(run)
         self._started_at = workflow.now()
         self._seq = 0
         self._reported_at = self._started_at
@@ -73,7 +73,7 @@ class AgentRunWorkflow:
         """Return the last report; fail with it, or be cancelled, where there is no answer."""
         try:
             async with asyncio.timeout(run.timeout_seconds):
-                output = await converse(self._state, Thread("main", run.messages), self)
+                answer = await converse(self._state, self._state.main, self)
         except TimeoutError:
             failure = RunFailed(Reason.TIMEOUT, self._timeout_message(run.timeout_seconds))
             return await self._fail(failure)
@@ -85,7 +85,7 @@ class AgentRunWorkflow:
             )
             raise
         return await self._report_end(
-            Phase.SUCCEEDED, Reason.ANSWERED, f"{self._state.agent} answered after {self._turns()}", output
+            Phase.SUCCEEDED, Reason.ANSWERED, f"{self._state.agent} answered after {self._turns()}", answer
         )
 
     # ── What others ask of a running run ──
@@ -116,9 +116,11 @@ class AgentRunWorkflow:
 
     # ── The conductor's ports ──
 
-    async def model(self, agent: AgentSnapshot, call: ModelCall) -> ModelReply:
+    async def model(self, agent: AgentSnapshot, call: ModelCall, attempts: int) -> ModelReply:
         """Make a model call as one activity, on the queue of the agent's pool."""
         self._waiting_for = f"the model (turn {call.turn})"
+        retry = agent.retry or RetrySettings()
+        attempt_timeout = timedelta(seconds=retry.timeout_seconds) if retry.timeout_seconds else MODEL_START_TO_CLOSE
         reply: ModelReply
         try:
             reply = await workflow.execute_activity(
@@ -126,12 +128,12 @@ class AgentRunWorkflow:
                 call,
                 result_type=ModelReply,
                 task_queue=agent.queue,
-                start_to_close_timeout=MODEL_START_TO_CLOSE,
+                start_to_close_timeout=attempt_timeout,
                 heartbeat_timeout=HEARTBEAT_TIMEOUT,
-                retry_policy=CALL_RETRY,
+                retry_policy=_retry_policy(retry, attempts),
             )
         except ActivityError as error:
-            raise _stopped_by(error) from error
+            raise _stopped_by(error, agent.models()[0] if call.model is None else call.model, attempts) from error
         self._recovered()
         return reply
 
@@ -143,15 +145,17 @@ class AgentRunWorkflow:
         outcome: ToolOutcome
         try:
             outcome = await workflow.execute_activity(
-                contract.TOOL_ACTIVITY,
+                contract.MCP_ACTIVITY if call.server is not None else contract.TOOL_ACTIVITY,
                 call,
                 result_type=ToolOutcome,
                 task_queue=agent.queue,
                 start_to_close_timeout=timedelta(seconds=self._run.timeout_seconds),
                 heartbeat_timeout=HEARTBEAT_TIMEOUT,
-                retry_policy=CALL_RETRY,
+                retry_policy=ONCE if call.once else CALL_RETRY,
             )
         except ActivityError as error:
+            if call.once and not isinstance(error.cause, CancelledError):
+                return _unknown_outcome(call.tool)
             raise _stopped_by(error) from error
         return outcome
 
@@ -187,7 +191,7 @@ class AgentRunWorkflow:
             return
         self._reported_at = workflow.now()
         self._has_recovered = False
-        reason, message = Reason.RUNNING, f"Turn {self._state.turns}"
+        reason, message = Reason.RUNNING, f"Turn {self._state.budget.turns}"
         if self._retrying is not None:
             reason, message = Reason.parse(self._retrying.reason) or reason, self._retrying.message
         sent = self._start_report(self._report(Phase.RUNNING, reason, message), timedelta(minutes=1))
@@ -197,13 +201,13 @@ class AgentRunWorkflow:
         report = await self._report_end(Phase.FAILED, failure.reason, failure.message)
         raise ApplicationError(failure.message, report, type=failure.reason, non_retryable=True)
 
-    async def _report_end(self, phase: Phase, reason: Reason, message: str, output: str | None = None) -> RunReport:
+    async def _report_end(self, phase: Phase, reason: Reason, message: str, answer: Answer | None = None) -> RunReport:
         """Send the last report and wait until it is written, whatever happens to the workflow meanwhile.
 
         What is returned, the workflow's result, is without the messages: they stand in the history twice as it is.
         """
         self._has_ended = True
-        report = self._report(phase, reason, message, output=output, finished_at=workflow.now())
+        report = self._report(phase, reason, message, answer=answer, finished_at=workflow.now())
         handle = self._start_report(report, timedelta(hours=24))
         while not handle.done():
             try:
@@ -219,7 +223,7 @@ class AgentRunWorkflow:
         phase: Phase,
         reason: Reason,
         message: str,
-        output: str | None = None,
+        answer: Answer | None = None,
         finished_at: datetime | None = None,
     ) -> RunReport:
         self._seq += 1
@@ -234,7 +238,7 @@ class AgentRunWorkflow:
             message=message,
             started_at=self._started_at,
             finished_at=finished_at,
-            output=output,
+            answer=answer,
         )
 
     def _start_report(self, report: RunReport, give_up_after: timedelta) -> "workflow.ActivityHandle[None]":
@@ -249,7 +253,8 @@ class AgentRunWorkflow:
         )
 
     def _turns(self) -> str:
-        return "1 turn" if self._state.turns == 1 else f"{self._state.turns} turns"
+        turns = self._state.budget.turns
+        return "1 turn" if turns == 1 else f"{turns} turns"
 
     def _timeout_message(self, timeout_seconds: float) -> str:
         message = f"limits.timeout of {timeout_seconds:g}s passed while waiting for {self._waiting_for}"
@@ -258,15 +263,37 @@ class AgentRunWorkflow:
         return message
 
 
-def _stopped_by(error: ActivityError) -> RunFailed | asyncio.CancelledError:
+def _retry_policy(retry: RetrySettings, attempts: int) -> RetryPolicy:
+    return RetryPolicy(
+        initial_interval=timedelta(seconds=retry.initial_seconds or 1.0),
+        backoff_coefficient=2.0,
+        maximum_interval=timedelta(seconds=max(retry.maximum_seconds or 60.0, retry.initial_seconds or 1.0)),
+        maximum_attempts=attempts,
+    )
+
+
+def _unknown_outcome(tool: str) -> ToolOutcome:
+    words = (
+        f"The outcome of {tool} is unknown: its worker was lost while it ran. It may have done its work or not, and it is "
+        "not run again by itself. Find out before you call it again."
+    )
+    return ToolOutcome(output=words, is_error=True)
+
+
+def _stopped_by(error: ActivityError, model: str = "", attempts: int = 0) -> RunFailed | asyncio.CancelledError:
     """Turn an activity's failure for good into the reason the user is told.
 
     A cancelled activity fails like any other, while a cancel and `asyncio.timeout` wait for asyncio's own exception:
     without this a run that was cancelled or timed out would end as `WorkflowFailed`.
     """
     cause = error.cause
+    tried = f"AgentModel {model} failed {attempts} times, retry.maximumAttempts; the last time: "
     if isinstance(cause, CancelledError):
         return asyncio.CancelledError()
     if isinstance(cause, ApplicationError) and (reason := Reason.parse(cause.type)):
+        if reason is Reason.MODEL_RETRYING:
+            return RunFailed(Reason.MODEL_FAILED, tried + cause.message)
         return RunFailed(reason, cause.message)
+    if model and isinstance(cause, ActivityTimeoutError):
+        return RunFailed(Reason.MODEL_FAILED, tried + "no answer within retry.timeout, or its worker was lost")
     return RunFailed(Reason.WORKFLOW_FAILED, f"{error.activity_type}: {cause or error}")

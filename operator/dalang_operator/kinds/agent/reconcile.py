@@ -3,33 +3,44 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from dalang_operator.kinds.agent.plan import Observed, plan
-from dalang_operator.kube.resources import AGENTS, ObjectKey
+from dalang_operator.kinds.config_maps import ReadPort, read_config_map
+from dalang_operator.kinds.instructions import ConfigMaps
+from dalang_operator.kube.resources import AGENTS, Json, ObjectKey
 from dalang_operator.kube.status import StatusPort, write_status
-from dalang_operator.runtime.cache import Cache, pool_of
+from dalang_operator.runtime.cache import Cache
+from dalang_operator.runtime.references import instructions_key_of
+
+
+class KubePort(ReadPort, StatusPort, Protocol):
+    """What the reconcile needs of the API server."""
 
 
 @dataclass(frozen=True)
 class AgentReconciler:
     """Says of Agents whether everything they name is there."""
 
-    kube: StatusPort
+    kube: KubePort
     cache: Cache
     now: Callable[[], datetime]
 
     async def reconcile(self, key: ObjectKey) -> float | None:
-        """Reconcile one Agent."""
+        """Reconcile one Agent; returns after how many seconds to look again, or None."""
         agent = self.cache.agents.get(key)
         if agent is None:
             return None
-        observed = Observed(
-            agent=agent,
-            model=self.cache.models.get(ObjectKey(key.namespace, agent["spec"]["modelRef"]["name"])),
-            pool=self.cache.pools.get(ObjectKey(key.namespace, pool_of(agent))),
-            now=self.now(),
-        )
-        written = await write_status(self.kube, AGENTS, agent, plan(observed), "controller")
+        config_maps = await self._config_maps(key, agent)
+        wanted = plan(Observed(agent, self.cache.known(key.namespace), self.now(), config_maps))
+        written = await write_status(self.kube, AGENTS, agent, wanted.status, "controller")
         if written is not None:
             self.cache.agents.put(written)
-        return None
+        return wanted.requeue_after
+
+    async def _config_maps(self, key: ObjectKey, agent: Json) -> ConfigMaps:
+        source = instructions_key_of(agent)
+        if source is None:
+            return {}
+        found = await read_config_map(self.kube, self.cache, ObjectKey(key.namespace, source.name))
+        return {source.name: found}

@@ -2,16 +2,26 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from dalang_operator.kube.resources import AGENT_POOLS, Json, ObjectKey, key_of, uid_of
+from dalang_api.contract import IDENTITY_PATH, identity_folder
+from pydantic import BaseModel
+
+from dalang_operator.kinds.agentpool.capabilities import mcp_servers, retrievers
+from dalang_operator.kube.resources import AGENT_POOLS, Json, key_of, uid_of
 from dalang_operator.runtime.cache import POOL_LABEL, deployment_name
 
 CONTAINER = "worker"
 TOOLS_PATH = "/etc/dalang/tools"
 SECRETS_PATH = "/var/run/dalang/secrets"
 SECRET_VOLUME_PREFIX = "secret-"
+IDENTITY_VOLUME_PREFIX = "identity-"
+IDENTITY_SECONDS = 3600
+"""For how long a projected token holds; the kubelet replaces it when four fifths of that are over."""
+CAPABILITIES_MAX_BYTES = 96 * 1024
+"""The most that MCP servers and retrievers may weigh as JSON: Linux starts no process with a variable of 128 KiB."""
 HASH_ANNOTATION = "dalang.dev/hash"
 """Digest of the Deployment as we want it, so that what we no longer want is noticed, too."""
 PORT = 8080
@@ -65,25 +75,33 @@ def image_of(pool: Json, settings: WorkerSettings) -> str:
 
 
 def build_of(pool: Json, tools_copy: Json | None, settings: WorkerSettings) -> str:
-    """Return the digest of all that decides which tools a worker has: image, version, modules and their source."""
+    """Return the digest of all that decides what a worker can do: image, version, modules and their source, servers."""
     copy = tools_copy["metadata"]["name"] if tools_copy else ""
-    return _digest([image_of(pool, settings), DALANG_VERSION, pool.get("spec", {}).get("tools", []), copy], 16)
+    spec = pool.get("spec", {})
+    capabilities = [spec[name] for name in ("mcpServers", "retrievers") if spec.get(name)]
+    return _digest([image_of(pool, settings), DALANG_VERSION, spec.get("tools", []), copy, *capabilities], 16)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a worker is given to prove who it is."""
+
+    secrets: frozenset[str] = frozenset()
+    """Names of Secrets, each mounted whole."""
+    audiences: frozenset[str] = frozenset()
+    """Audiences, for each of which Kubernetes issues a token to the pod."""
+
+    def __or__(self, other: "Credentials") -> "Credentials":
+        return Credentials(self.secrets | other.secrets, self.audiences | other.audiences)
 
 
 def make_deployment(
-    pool: Json, settings: WorkerSettings, *, build: str, tools_copy: str | None, secrets: frozenset[str]
+    pool: Json, settings: WorkerSettings, *, build: str, tools_copy: str | None, credentials: Credentials
 ) -> Json:
     """Return the pool's Deployment as we apply it: without `replicas`, which belong to `/scale`."""
     key = key_of(pool)
-    spec = pool.get("spec", {})
     labels = _labels(key.name)
-    volumes: list[Json] = [
-        {"name": _secret_volume(name), "secret": {"secretName": name, "optional": True}} for name in sorted(secrets)
-    ]
-    mounts: list[Json] = [
-        {"name": _secret_volume(name), "mountPath": f"{SECRETS_PATH}/{name}", "readOnly": True}
-        for name in sorted(secrets)
-    ]
+    volumes, mounts = _credential_volumes(credentials)
     if tools_copy:
         volumes.append({"name": "tools", "configMap": {"name": tools_copy}})
         mounts.append({"name": "tools", "mountPath": TOOLS_PATH, "readOnly": True})
@@ -91,7 +109,7 @@ def make_deployment(
         "name": CONTAINER,
         "image": image_of(pool, settings),
         "command": ["dalang", "worker"],
-        "env": _environment(key, spec, settings, build, with_tools=tools_copy is not None),
+        "env": _environment(pool, settings, build, with_tools=tools_copy is not None, credentials=credentials),
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "readinessProbe": {"httpGet": {"path": "/readyz", "port": PORT}, "periodSeconds": 2, "timeoutSeconds": 5},
         "livenessProbe": {
@@ -126,17 +144,46 @@ def make_deployment(
     return deployment
 
 
-def mounted_secrets(deployment: Json) -> frozenset[str]:
-    """Return the names of the Secrets a Deployment of ours mounts."""
+def mounted_credentials(deployment: Json) -> Credentials:
+    """Return what a Deployment of ours mounts."""
     volumes = deployment["spec"]["template"]["spec"].get("volumes", ())
-    return frozenset(
+    secrets = (
         volume["secret"]["secretName"]
         for volume in volumes
         if volume["name"].startswith(SECRET_VOLUME_PREFIX) and "secret" in volume
     )
+    tokens = (
+        volume["projected"]["sources"][0]["serviceAccountToken"]
+        for volume in volumes
+        if volume["name"].startswith(IDENTITY_VOLUME_PREFIX) and "projected" in volume
+    )
+    return Credentials(frozenset(secrets), frozenset(token["audience"] for token in tokens))
 
 
-def _environment(key: ObjectKey, spec: Json, settings: WorkerSettings, build: str, *, with_tools: bool) -> list[Json]:
+def capabilities_size(pool: Json) -> int:
+    """Return what the larger of MCP servers and retrievers weighs as JSON, in bytes."""
+    return max(len(_listed(found).encode()) for found in (mcp_servers(pool), retrievers(pool)))
+
+
+def _credential_volumes(credentials: Credentials) -> tuple[list[Json], list[Json]]:
+    """Return the volumes and where they are mounted."""
+    volumes: list[Json] = []
+    mounts: list[Json] = []
+    for name in sorted(credentials.secrets):
+        volumes.append({"name": _secret_volume(name), "secret": {"secretName": name, "optional": True}})
+        mounts.append({"name": _secret_volume(name), "mountPath": f"{SECRETS_PATH}/{name}", "readOnly": True})
+    for audience in sorted(credentials.audiences):
+        token = {"audience": audience, "expirationSeconds": IDENTITY_SECONDS, "path": "token"}
+        folder = identity_folder(audience)
+        volumes.append({"name": folder, "projected": {"sources": [{"serviceAccountToken": token}]}})
+        mounts.append({"name": folder, "mountPath": f"{IDENTITY_PATH}/{folder}", "readOnly": True})
+    return volumes, mounts
+
+
+def _environment(
+    pool: Json, settings: WorkerSettings, build: str, *, with_tools: bool, credentials: Credentials
+) -> list[Json]:
+    key, spec = key_of(pool), pool.get("spec", {})
     values = {
         "DALANG_INSTALLATION": settings.installation,
         "DALANG_NAMESPACE": key.namespace,
@@ -154,6 +201,12 @@ def _environment(key: ObjectKey, spec: Json, settings: WorkerSettings, build: st
         values["DALANG_TOOLS"] = ",".join(spec["tools"])
     if with_tools:
         values["DALANG_TOOLS_PATH"] = TOOLS_PATH
+    if servers := mcp_servers(pool):
+        values["DALANG_MCP_SERVERS"] = _listed(servers)
+    if found := retrievers(pool):
+        values["DALANG_RETRIEVERS"] = _listed(found)
+    if credentials.audiences:
+        values["DALANG_IDENTITY_PATH"] = IDENTITY_PATH  # a variable, since `dalang dev` mounts it elsewhere
     if settings.temporal_tls:
         values["DALANG_TEMPORAL_TLS"] = "true"
     fields = {"DALANG_POD": "metadata.name", "POD_IP": "status.podIP"}
@@ -162,6 +215,12 @@ def _environment(key: ObjectKey, spec: Json, settings: WorkerSettings, build: st
         *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()),
         {"name": "DALANG_HTTP_ADDRESS", "value": f"$(POD_IP):{PORT}"},  # after POD_IP, which it names
     ]
+
+
+def _listed(settings: Iterable[BaseModel]) -> str:
+    """Return settings as a JSON list without a dollar sign, which Kubernetes would take for one of a variable."""
+    listed = ",".join(each.model_dump_json(exclude_none=True) for each in settings)
+    return f"[{listed}]".replace("$", "\\u0024")
 
 
 def _secret_volume(secret: str) -> str:

@@ -4,24 +4,28 @@ The Deployment is created by POST with its replicas and applied afterwards witho
 `status.build` is written before the Deployment is, so that a quick worker's catalogue finds its build.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
 from dalang_api.v1alpha1.schema import seconds
 
 from dalang_operator.kinds.agentpool.desired import (
+    CAPABILITIES_MAX_BYTES,
     HASH_ANNOTATION,
+    Credentials,
     WorkerSettings,
     build_of,
+    capabilities_size,
     make_deployment,
     make_tools_copy,
-    mounted_secrets,
+    mounted_credentials,
 )
 from dalang_operator.kube.apply import covers
 from dalang_operator.kube.resources import AGENT_POOLS, Json, ObjectKey, controller_uid, uid_of
 from dalang_operator.kube.status import condition, find_condition, with_conditions
-from dalang_operator.runtime.cache import DEFAULT_POOL, deployment_name
+from dalang_operator.runtime.cache import deployment_name
+from dalang_operator.runtime.references import DEFAULT_POOL
 
 BUSY_QUEUE_SECONDS = 30.0
 """When to ask again whether a pool's task queue has emptied."""
@@ -56,8 +60,8 @@ class Observed:
     """The ConfigMaps of `toolsFrom`, in order; None where there is none."""
     copies: tuple[Json, ...] = ()
     """Existing copies of tool modules; empty where nobody looked for them."""
-    secrets: frozenset[str] = frozenset()
-    """Secrets that the AgentModels of the pool's Agents name."""
+    credentials: Credentials = field(default_factory=Credentials)
+    """What the pool's MCP servers and retrievers need, and the AgentModels of those and of the pool's Agents."""
     has_agents: bool = False
     has_live_run: bool = False
     idle_since: datetime | None = None
@@ -140,7 +144,7 @@ def plan(observed: Observed) -> Plan:
         return Plan()
     if observed.is_foreign:
         return Plan(_write_status(observed, pool, None), CONFLICT_SECONDS)
-    if any(source is None for _, source in observed.sources):
+    if any(source is None for _, source in observed.sources) or capabilities_size(pool) > CAPABILITIES_MAX_BYTES:
         # What runs goes on running, and is still scaled, with the tools it has.
         steps = _plan_replicas(observed, pool)
         return Plan(_write_status(observed, pool, None) + steps.actions, CONFLICT_SECONDS)
@@ -173,20 +177,21 @@ def _plan_deployment(observed: Observed, pool: Json, copy: Json | None, build: s
 
 
 def _desired_deployment(observed: Observed, pool: Json, copy: Json | None, build: str) -> Json:
-    """Return the Deployment with the Secrets its models name, and those mounted already unless something else rolls.
+    """Return the Deployment with the credentials it needs, and those mounted already unless something else rolls.
 
     So a new Secret rolls the pods once and one no longer named rolls nothing: a run may still use it by its snapshot.
     """
     copy_name = copy["metadata"]["name"] if copy else None
-    settings = observed.settings.worker
+
+    def made(credentials: Credentials) -> Json:
+        settings = observed.settings.worker
+        return make_deployment(pool, settings, build=build, tools_copy=copy_name, credentials=credentials)
+
     if observed.deployment:
-        mounted = mounted_secrets(observed.deployment)
-        as_mounted = make_deployment(pool, settings, build=build, tools_copy=copy_name, secrets=mounted)
-        if _hash(as_mounted) == _hash(observed.deployment):
-            return make_deployment(
-                pool, settings, build=build, tools_copy=copy_name, secrets=mounted | observed.secrets
-            )
-    return make_deployment(pool, settings, build=build, tools_copy=copy_name, secrets=observed.secrets)
+        mounted = mounted_credentials(observed.deployment)
+        if _hash(made(mounted)) == _hash(observed.deployment):
+            return made(mounted | observed.credentials)
+    return made(observed.credentials)
 
 
 def _hash(deployment: Json) -> str | None:
@@ -322,6 +327,10 @@ def _ready(observed: Observed, pool: Json, status: Json) -> Json:
     if missing:
         message = f"toolsFrom names {_listed('ConfigMap', missing)}, not there in namespace {observed.key.namespace}"
         return condition(ConditionType.READY, "False", Reason.CONFIG_MAP_NOT_FOUND, message)
+    size = capabilities_size(pool)
+    if size > CAPABILITIES_MAX_BYTES:
+        message = f"mcpServers or retrievers weigh {size} bytes; {CAPABILITIES_MAX_BYTES} are allowed"
+        return condition(ConditionType.READY, "False", Reason.INVALID_SPEC, message)
     if observed.is_foreign:
         message = f"Deployment {deployment_name(observed.key.name)} exists and is not this pool's"
         return condition(ConditionType.READY, "False", Reason.NAME_CONFLICT, message)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from dalang_api.contract import pool_queue
 
+from dalang_operator.kinds.agentpool.desired import Credentials
 from dalang_operator.kinds.agentpool.plan import (
     Action,
     ApplyDeployment,
@@ -25,11 +26,29 @@ from dalang_operator.kinds.agentpool.plan import (
     plan,
     wants_zero,
 )
+from dalang_operator.kinds.config_maps import read_config_map
 from dalang_operator.kube.apply import owned_by_apply
 from dalang_operator.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
-from dalang_operator.kube.resources import AGENT_POOLS, CONFIG_MAPS, DEPLOYMENTS, Json, ObjectKey, Resource
+from dalang_operator.kube.resources import (
+    AGENT_POOLS,
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    Json,
+    ObjectKey,
+    PatchBody,
+    Resource,
+    key_of,
+)
 from dalang_operator.kube.status import write_status
 from dalang_operator.runtime.cache import POOL_LABEL, Cache, deployment_name
+from dalang_operator.runtime.references import (
+    audience_of,
+    embedding_models_of,
+    model_secret_of,
+    models_of,
+    pool_secrets_of,
+    tools_sources_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +65,7 @@ class KubePort(Protocol):
     async def create(self, resource: Resource, namespace: str, body: Json) -> Json: ...
 
     async def patch(
-        self, resource: Resource, namespace: str, name: str, body: Json, subresource: str | None = None
+        self, resource: Resource, namespace: str, name: str, body: PatchBody, subresource: str | None = None
     ) -> Json: ...
 
     async def apply(self, resource: Resource, namespace: str, name: str, body: Json) -> Json: ...
@@ -121,7 +140,7 @@ class PoolReconciler:
             deployment=deployment,
             sources=await self._sources(key, pool),
             copies=await self._copies(key, deployment),
-            secrets=self._secrets(key.namespace, agents),
+            credentials=self._credentials(pool, agents),
             build_since=self._build_since(key, pool, now),
             idle_since=None if observed.has_live_run else self.facts.idle_since.setdefault(key, now),
         )
@@ -152,18 +171,8 @@ class PoolReconciler:
         return since
 
     async def _sources(self, key: ObjectKey, pool: Json) -> tuple[tuple[str, Json | None], ...]:
-        names = [source["configMapRef"]["name"] for source in pool.get("spec", {}).get("toolsFrom", ())]
-        return tuple([(name, await self._config_map(ObjectKey(key.namespace, name))) for name in names])
-
-    async def _config_map(self, key: ObjectKey) -> Json | None:
-        """Return a ConfigMap: labelled ones are in the cache, others are read."""
-        cached = self.cache.config_maps.get(key)
-        if cached is not None:
-            return cached
-        try:
-            return await self.kube.get(CONFIG_MAPS, key.namespace, key.name)
-        except NotFound:
-            return None
+        names = [ObjectKey(key.namespace, name) for name in tools_sources_of(pool)]
+        return tuple([(name.name, await read_config_map(self.kube, self.cache, name)) for name in names])
 
     async def _copies(self, key: ObjectKey, deployment: Json | None) -> tuple[Json, ...]:
         """Return the copies of tool modules there are, once after each rollout."""
@@ -179,15 +188,16 @@ class PoolReconciler:
         pool = self.cache.pools.get(key)
         return tuple(copy for copy in found if pool and is_ours(copy, pool))
 
-    def _secrets(self, namespace: str, agents: list[ObjectKey]) -> frozenset[str]:
-        names: set[str] = set()
+    def _credentials(self, pool: Json, agents: list[ObjectKey]) -> Credentials:
+        namespace = key_of(pool).namespace
+        names = set(embedding_models_of(pool))
         for agent_key in agents:
             agent = self.cache.agents.get(agent_key)
-            model = agent and self.cache.models.get(ObjectKey(namespace, agent["spec"]["modelRef"]["name"]))
-            reference = (model or {}).get("spec", {}).get("auth", {}).get("apiKey", {}).get("secretKeyRef")
-            if reference:
-                names.add(reference["name"])
-        return frozenset(names)
+            names.update(models_of(agent) if agent else ())
+        models = [model for name in names if (model := self.cache.models.get(ObjectKey(namespace, name)))]
+        secrets = [reference["name"] for model in models if (reference := model_secret_of(model))]
+        audiences = [audience for model in models if (audience := audience_of(model))]
+        return Credentials(frozenset([*secrets, *pool_secrets_of(pool)]), frozenset(audiences))
 
     async def _is_busy(self, key: ObjectKey) -> bool:
         """Ask Temporal whether a workflow is open on the pool's queue.

@@ -14,13 +14,14 @@ I  gone, another uid  never asked                terminate the workflow of the u
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from dalang_api import contract
 from dalang_api.v1alpha1.conditions import ConditionType, Phase, Reason
 from dalang_api.v1alpha1.schema import seconds
 
+from dalang_operator.kinds.agentrun.snapshot import limits, make_run_input
 from dalang_operator.kinds.agentrun.status import (
     STARTED_MESSAGE,
     ended_status,
@@ -33,10 +34,13 @@ from dalang_operator.kinds.agentrun.status import (
     unstalled_status,
     waiting_status,
 )
+from dalang_operator.kinds.instructions import MISSING_SECONDS, ConfigMaps, config_map_exists, excess
+from dalang_operator.kinds.reach import Gap, Reach, TooMany
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.resources import Json, ObjectKey, controller_uid, uid_of
 from dalang_operator.kube.status import find_condition, parse_timestamp
-from dalang_operator.runtime.cache import DEFAULT_POOL, is_finished, is_started, pool_of
+from dalang_operator.runtime.cache import is_finished, is_started
+from dalang_operator.runtime.references import DEFAULT_POOL, pool_of
 
 STUCK_GRACE = timedelta(minutes=10)
 """How long past its timeout a run whose workflow code fails is left to Temporal's retries."""
@@ -68,8 +72,10 @@ class Observed:
     gone: frozenset[str] = frozenset()
     """Uids of this name that left the watch: deleted, or finished."""
     agent: Json | None = None
-    model: Json | None = None
-    pool_exists: bool = False
+    reach: Reach | Gap | TooMany | None = None
+    """What the agent can reach, or what is missing; None without agent, and of a run that has started."""
+    config_maps: ConfigMaps = field(default_factory=dict)
+    """Those that agents in reach take their instructions from."""
     workflow: WorkflowView | None = None
     """What Temporal says; None where it was not asked."""
     was_missing: bool = False
@@ -152,6 +158,8 @@ class Verdict:
     reason: Reason
     message: str
     is_final: bool = False
+    again_after: float | None = None
+    """After how many seconds to look again at what no event tells."""
 
 
 def plan(observed: Observed) -> Plan:
@@ -217,7 +225,7 @@ def _plan_open(observed: Observed, run: Json) -> Plan:
             workflow_id=workflow_id,
             run_id=observed.workflow.run_id,
             task_queue=_task_queue(observed),
-            agent=_agent_version(observed.agent),
+            agents=_agent_versions(observed, observed.agent),
             now=observed.now,
         )
         return Plan((WriteStatus(status),))
@@ -296,118 +304,65 @@ def agent_exists(observed: Observed, run: Json) -> Verdict | None:
     return Verdict(Reason.AGENT_NOT_FOUND, message)
 
 
-def model_exists(observed: Observed, run: Json) -> Verdict | None:
-    """There is an AgentModel of the agent's `modelRef`."""
-    if observed.model or not observed.agent:
+def nothing_is_missing(observed: Observed, _: Json) -> Verdict | None:
+    """There is all that the agents in reach name: agents, models, pools, MCP servers, retrievers."""
+    gap = observed.reach
+    return Verdict(gap.reason, gap.waiting) if isinstance(gap, Gap) else None
+
+
+def agents_are_few(observed: Observed, _: Json) -> Verdict | None:
+    """A snapshot can hold the agents in reach."""
+    if not isinstance(observed.reach, TooMany):
         return None
-    name = observed.agent["spec"]["modelRef"]["name"]
-    return Verdict(
-        Reason.MODEL_NOT_FOUND,
-        f"Agent {observed.agent['metadata']['name']} names AgentModel {name}, which is not there; the run starts when it is",
-    )
+    message = f"It can reach more than {contract.SNAPSHOT_MAX_AGENTS} agents, which is the most a run may"
+    return Verdict(Reason.INVALID_SPEC, message, is_final=True)
 
 
-def pool_exists(observed: Observed, run: Json) -> Verdict | None:
-    """There is an AgentPool of the agent's `poolRef`; `default` will be made."""
-    if observed.pool_exists or not observed.agent or pool_of(observed.agent) == DEFAULT_POOL:
-        return None
-    name = pool_of(observed.agent)
-    return Verdict(
-        Reason.POOL_NOT_FOUND,
-        f"Agent {observed.agent['metadata']['name']} names AgentPool {name}, which is not there; the run starts when it is",
-    )
+def instructions_are_there(observed: Observed, _: Json) -> Verdict | None:
+    """There are the ConfigMaps with instructions; nothing watches those without label, so they are looked for again."""
+    gaps = (config_map_exists(agent, observed.config_maps) for agent in _reached(observed))
+    gap = next(filter(None, gaps), None)
+    return Verdict(gap.reason, gap.waiting, again_after=MISSING_SECONDS) if gap else None
 
 
-START_CHECKS: tuple[Callable[[Observed, Json], Verdict | None], ...] = (agent_exists, model_exists, pool_exists)
+def instructions_are_short(observed: Observed, _: Json) -> Verdict | None:
+    """No ConfigMap's instructions are longer than an Agent's own may be."""
+    message = next(filter(None, (excess(agent, observed.config_maps) for agent in _reached(observed))), None)
+    return Verdict(Reason.INVALID_SPEC, message, is_final=True) if message else None
+
+
+START_CHECKS: tuple[Callable[[Observed, Json], Verdict | None], ...] = (
+    agent_exists,
+    nothing_is_missing,
+    agents_are_few,
+    instructions_are_there,
+    instructions_are_short,
+)
 """What must be so before a run starts; the first that is not gives the reason."""
 
 
 def _plan_start(observed: Observed, run: Json) -> Plan:
-    for check in START_CHECKS:
-        verdict = check(observed, run)
-        if verdict:
-            return Plan((WriteStatus(pending_status(run, verdict.reason, verdict.message, observed.now)),))
-    run_input = make_run_input(observed, run)
-    size = len(run_input.snapshot.model_dump_json(exclude_none=True))
+    verdict = next((verdict for check in START_CHECKS if (verdict := check(observed, run))), None)
+    if verdict:
+        return _plan_not_starting(observed, run, verdict)
+    reach = observed.reach
+    assert isinstance(reach, Reach), "checked before"
+    run_input = make_run_input(run, reach, observed.config_maps, observed.settings.installation)
+    size = len(run_input.snapshot.model_dump_json(exclude_none=True).encode())
     if size > contract.SNAPSHOT_MAX_BYTES:
         message = f"The agents and models it can reach weigh {size} bytes; {contract.SNAPSHOT_MAX_BYTES} are allowed"
-        return Plan((WriteStatus(ended_status(run, Phase.FAILED, Reason.INVALID_SPEC, message, observed.now)),))
+        return _plan_not_starting(observed, run, Verdict(Reason.INVALID_SPEC, message, is_final=True))
     start = StartWorkflow(_workflow_id(observed, uid_of(run)), _task_queue(observed), run_input, uid_of(run))
-    return Plan((WakePool(ObjectKey(observed.key.namespace, _pool_name(observed, run))), start))
+    wake = [WakePool(ObjectKey(observed.key.namespace, pool)) for pool in reach.pools()]
+    return Plan((*wake, start))
 
 
-@dataclass(frozen=True)
-class EffectiveLimits:
-    """A run's limits: the lower of the agent's and its own, else the defaults."""
-
-    max_turns: int
-    timeout: timedelta
-
-
-def limits(agent: Json | None, run: Json) -> EffectiveLimits:
-    """Return the limits of a run of an agent; an agent that is gone sets none."""
-    sources = [source.get("limits", {}) for source in ((agent or {}).get("spec", {}), run["spec"])]
-    turns = [source["maxTurns"] for source in sources if "maxTurns" in source]
-    timeouts = [seconds(source["timeout"]) for source in sources if "timeout" in source]
-    return EffectiveLimits(
-        min(turns, default=contract.DEFAULT_MAX_TURNS),
-        timedelta(seconds=min(timeouts, default=contract.DEFAULT_TIMEOUT_SECONDS)),
-    )
-
-
-def make_run_input(observed: Observed, run: Json) -> contract.RunInput:
-    """Return the workflow's input: the task, the limits, and the snapshot of the agent and its model."""
-    agent, model = observed.agent, observed.model
-    assert agent is not None, "checked before"
-    assert model is not None, "checked before"
-    spec = run["spec"]
-    said = spec.get("messages") or [{"role": "User", "content": spec.get("input", "")}]
-    bounds = limits(agent, run)
-    return contract.RunInput(
-        agent=agent["metadata"]["name"],
-        messages=[
-            contract.Message(role=message["role"].lower(), parts=[contract.TextPart(text=message["content"])])
-            for message in said
-        ],
-        max_turns=bounds.max_turns,
-        timeout_seconds=bounds.timeout.total_seconds(),
-        snapshot=contract.Snapshot(
-            agents=[_agent_snapshot(agent, model, _task_queue(observed))], models=[_model_snapshot(model)]
-        ),
-    )
-
-
-def _agent_snapshot(agent: Json, model: Json, queue: str) -> contract.AgentSnapshot:
-    spec = agent["spec"]
-    parameters = {**model["spec"].get("parameters", {}), **spec.get("parameters", {})}
-    return contract.AgentSnapshot(
-        name=agent["metadata"]["name"],
-        uid=uid_of(agent),
-        generation=agent["metadata"]["generation"],
-        queue=queue,
-        model=model["metadata"]["name"],
-        instructions=spec.get("instructions"),
-        tools=[
-            contract.ToolBinding(name=tool["name"], function=tool["function"].get("name") or tool["name"])
-            for tool in spec.get("tools", ())
-        ],
-        temperature=parameters.get("temperature"),
-        max_output_tokens=parameters.get("maxOutputTokens"),
-    )
-
-
-def _model_snapshot(model: Json) -> contract.ModelSnapshot:
-    spec = model["spec"]
-    api_key = spec.get("auth", {}).get("apiKey", {}).get("secretKeyRef")
-    return contract.ModelSnapshot(
-        name=model["metadata"]["name"],
-        uid=uid_of(model),
-        generation=model["metadata"]["generation"],
-        provider=spec["provider"],
-        model=spec["name"],
-        base_url=spec.get("openAI", {}).get("baseURL"),
-        api_key=contract.SecretKey(name=api_key["name"], key=api_key["key"]) if api_key else None,
-    )
+def _plan_not_starting(observed: Observed, run: Json, verdict: Verdict) -> Plan:
+    if verdict.is_final:
+        status = ended_status(run, Phase.FAILED, verdict.reason, verdict.message, observed.now)
+    else:
+        status = pending_status(run, verdict.reason, verdict.message, observed.now)
+    return Plan((WriteStatus(status),), verdict.again_after)
 
 
 # ── Ends ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -453,7 +408,18 @@ def _task_queue(observed: Observed) -> str:
     return contract.pool_queue(observed.settings.installation, observed.key.namespace, pool)
 
 
-def _agent_version(agent: Json) -> contract.AgentVersion:
-    return contract.AgentVersion(
-        name=agent["metadata"]["name"], uid=uid_of(agent), generation=agent["metadata"]["generation"]
-    )
+def _reached(observed: Observed) -> tuple[Json, ...]:
+    return observed.reach.agents if isinstance(observed.reach, Reach) else ()
+
+
+def _agent_versions(observed: Observed, agent: Json) -> list[contract.AgentVersion]:
+    """Return the agents of a run that was started unnoticed; of one that cannot be resolved any more its own alone."""
+    return [
+        contract.AgentVersion(
+            name=agent["metadata"]["name"],
+            uid=uid_of(agent),
+            generation=agent["metadata"]["generation"],
+            pool=pool_of(agent),
+        )
+        for agent in _reached(observed) or (agent,)
+    ]

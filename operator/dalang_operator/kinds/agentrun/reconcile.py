@@ -24,11 +24,15 @@ from dalang_operator.kinds.agentrun.plan import (
     plan,
 )
 from dalang_operator.kinds.agentrun.status import pending_status
+from dalang_operator.kinds.config_maps import read_config_map
+from dalang_operator.kinds.instructions import ConfigMaps
+from dalang_operator.kinds.reach import Reach, find_reach
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.errors import Conflict, NotFound
-from dalang_operator.kube.resources import AGENT_RUNS, Json, ObjectKey, Resource, uid_of
+from dalang_operator.kube.resources import AGENT_RUNS, Json, ObjectKey, PatchBody, Resource, uid_of
 from dalang_operator.kube.status import parse_timestamp, write_status
-from dalang_operator.runtime.cache import Cache, is_finished, pool_of
+from dalang_operator.runtime.cache import Cache, is_finished, is_started
+from dalang_operator.runtime.references import instructions_key_of
 from dalang_operator.temporal.errors import TemporalError, WorkflowNotFound
 
 logger = logging.getLogger(__name__)
@@ -45,7 +49,7 @@ class KubePort(Protocol):
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Json: ...
 
     async def patch(
-        self, resource: Resource, namespace: str, name: str, body: Json, subresource: str | None = None
+        self, resource: Resource, namespace: str, name: str, body: PatchBody, subresource: str | None = None
     ) -> Json: ...
 
     async def delete(
@@ -138,18 +142,28 @@ class RunReconciler:
         observed = replace(
             observed,
             agent=agent,
-            model=agent and self.cache.models.get(ObjectKey(key.namespace, agent["spec"]["modelRef"]["name"])),
-            pool_exists=agent is not None
-            and self.cache.pools.get(ObjectKey(key.namespace, pool_of(agent))) is not None,
             swept=self.facts.swept,
             problem=self.facts.problems.get(uid),
             cancel_sent=self.facts.cancel_sent.get(uid),
             has_worker=self.cache.has_worker(key.namespace, run),
             pool_message=self.cache.pool_message(key.namespace, run),
         )
+        if agent is not None and not is_started(run):
+            observed = await self._observe_reach(observed, agent)
         if uid in self.facts.doubtful or uid in self.facts.missing_since or needs_look(run, observed.cancel_sent):
             observed = await self._look(observed, uid)
         return observed
+
+    async def _observe_reach(self, observed: Observed, agent: Json) -> Observed:
+        namespace = observed.key.namespace
+        reach = find_reach(agent, self.cache.known(namespace))
+        if not isinstance(reach, Reach):
+            return replace(observed, reach=reach)
+        sources = {source.name for each in reach.agents if (source := instructions_key_of(each))}
+        config_maps: ConfigMaps = {
+            name: await read_config_map(self.kube, self.cache, ObjectKey(namespace, name)) for name in sorted(sources)
+        }
+        return replace(observed, reach=reach, config_maps=config_maps)
 
     def _just_ended(self, gone: frozenset[str]) -> Json | None:
         """Return the run if it left the watch because the reporter of this process ended it, which needs no read."""

@@ -5,9 +5,13 @@ nobody after `finishedAt`; both take their statuses from here. The one exception
 run that reports no more because its workflow's code fails: that condition is the controller's, and a report removes it.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 
+from dalang_api import contract
 from dalang_api.contract import AgentVersion, RunReport
+from dalang_api.prices import decimal_text
 from dalang_api.v1alpha1.conditions import ConditionType, Phase, Reason
 from pydantic_core import to_json
 
@@ -17,6 +21,10 @@ from dalang_operator.kube.status import clip, condition, find_condition, timesta
 STATUS_MAX_BYTES = 32 * 1024
 """The most a status may weigh: thousands of runs are listed, watched and kept in etcd."""
 _OUTPUT_MAX = 8192
+_OUTPUT_KEPT = 1024
+"""How much of the answer's text is kept at the cost of the answer as an object, and of the context variables."""
+_COST_UNIT = Decimal("1e-9")
+"""The API has nine decimals."""
 STARTED_MESSAGE = "The workflow was started"
 
 
@@ -36,9 +44,9 @@ def pending_status(run: Json, reason: Reason, message: str, now: datetime) -> Js
 
 
 def running_status(
-    run: Json, *, workflow_id: str, run_id: str, task_queue: str, agent: AgentVersion, now: datetime
+    run: Json, *, workflow_id: str, run_id: str, task_queue: str, agents: Sequence[AgentVersion], now: datetime
 ) -> Json:
-    """Return the first status of a run whose workflow was started."""
+    """Return the first status of a run whose workflow was started. Of its agents the first begins."""
     message = STARTED_MESSAGE
     conditions = [
         condition(ConditionType.SUCCEEDED, "Unknown", Reason.RUNNING, message),
@@ -46,8 +54,8 @@ def running_status(
     ]
     return {
         **_with(run, Phase.RUNNING, conditions, now),
-        "agent": agent.name,
-        "agents": [agent.model_dump()],
+        "agent": agents[0].name,
+        "agents": [agent.model_dump(exclude_none=True) for agent in agents],
         "startedAt": timestamp(now),
         "workflow": {"id": workflow_id, "runId": run_id, "taskQueue": task_queue, "reportSeq": 0},
     }
@@ -99,14 +107,10 @@ def run_status(report: RunReport, run: Json, workflow_id: str, now: datetime) ->
         "conditions": _report_conditions(report, run, now),
         "observedGeneration": run["metadata"]["generation"],
         "agent": report.agent,
-        "agents": [agent.model_dump() for agent in report.agents],
+        "agents": [agent.model_dump(exclude_none=True) for agent in report.agents],
         "startedAt": report.started_at,
         "turns": report.turns,
-        "usage": {
-            "inputTokens": report.input_tokens,
-            "outputTokens": report.output_tokens,
-            "totalTokens": report.input_tokens + report.output_tokens,
-        },
+        "usage": _usage(report),
         "workflow": {
             "id": workflow_id,
             "runId": report.run_id,
@@ -120,9 +124,32 @@ def run_status(report: RunReport, run: Json, workflow_id: str, now: datetime) ->
         status["output"] = clip(report.output, _OUTPUT_MAX)
     if report.output_truncated or (report.output is not None and len(report.output) > _OUTPUT_MAX):
         status["outputTruncated"] = True
+    if report.structured_output is not None:
+        status["structuredOutput"] = report.structured_output
+    if report.context:
+        status["context"] = _context(report.context)
     if report.phase != "Running":
         status["finishedAt"] = report.finished_at or timestamp(now)
     return _fitted(status)
+
+
+def _usage(report: RunReport) -> Json:
+    usage: Json = {
+        "inputTokens": report.input_tokens,
+        "outputTokens": report.output_tokens,
+        "totalTokens": report.input_tokens + report.output_tokens,
+    }
+    if report.cost_usd is not None:
+        usage["costUSD"] = decimal_text(Decimal(report.cost_usd).quantize(_COST_UNIT))
+    return usage
+
+
+def _context(context: dict[str, str]) -> dict[str, str]:
+    """Return the context variables within the schema's bounds: a status that breaks one would be refused for ever."""
+    return {
+        name: clip(context[name], contract.CONTEXT_VALUE_MAX_CHARS)
+        for name in sorted(context)[: contract.CONTEXT_MAX_VARIABLES]
+    }
 
 
 def _with(run: Json, phase: Phase, conditions: list[Json], now: datetime) -> Json:
@@ -154,17 +181,43 @@ def _report_conditions(report: RunReport, run: Json, now: datetime) -> list[Json
             condition(ConditionType.READY, "True" if done else "False", report.reason, report.message),
         ]
     before = without_condition(run.get("status", {}).get("conditions", []), ConditionType.STALLED)
+    did_without = (
+        (ConditionType.RETRIEVED, Reason.RETRIEVAL_FAILED, report.retrieval_failure),
+        (ConditionType.TOOLS_AVAILABLE, Reason.TOOLS_MISSING, report.tools_failure),
+    )
+    for about, reason, failure in did_without:
+        if failure is None:
+            before = without_condition(before, about)
+        else:
+            conditions.append(condition(about, "False", reason, failure))
     return with_conditions(before, conditions, run["metadata"]["generation"], now)
 
 
 def _fitted(status: Json) -> Json:
-    """Drop the oldest messages, then the output's end, until the status fits: 8,192 characters may be 32 KiB."""
+    """Drop what is least missed until the status fits: 64 agents, context, answer and messages may be 50 KiB.
+
+    First the oldest messages and most of the answer's text: the transcript has both whole. Then the answer as an object,
+    the context variables, and what is left of the text. The agents stay: by them a pool knows that it is needed.
+    """
     while len(to_json(status)) > STATUS_MAX_BYTES:
-        if status.get("messages"):
+        if "messages" in status:
             status["messages"] = status["messages"][1:]
+            if not status["messages"]:
+                del status["messages"]
+        elif len(status.get("output", "")) > _OUTPUT_KEPT:
+            _shorten_output(status)
+        elif "structuredOutput" in status:
+            del status["structuredOutput"]
+        elif "context" in status:
+            del status["context"]
         elif status.get("output"):
-            status["output"] = clip(status["output"], len(status["output"]) * 3 // 4)
-            status["outputTruncated"] = True
+            _shorten_output(status)
         else:
             break
     return status
+
+
+def _shorten_output(status: Json) -> None:
+    length = len(status["output"]) * 3 // 4
+    status["output"] = clip(status["output"], length) if length else ""
+    status["outputTruncated"] = True

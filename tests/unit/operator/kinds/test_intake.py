@@ -51,7 +51,7 @@ def cluster() -> Cache:
         pytest.param(
             "AgentModel",
             model(),
-            ["AgentModel gpt", "Agent helper", "AgentPool default", "AgentRun waits"],
+            ["AgentModel gpt", "AgentPool default", "Agent helper", "AgentRun waits"],
             id="a model: its agents, their pools for the Secret, runs that wait",
         ),
         pytest.param(
@@ -71,6 +71,83 @@ def cluster() -> Cache:
 )
 def test_wakes(kind: str, obj: Json, expected: list[str]) -> None:
     assert [f"{wake.kind} {wake.key.name}" for wake in wakes(cluster(), kind, obj)] == expected
+
+
+REFUNDS = [{"name": "refunds", "agentRef": {"name": "refunds"}}]
+
+
+def composed() -> Cache:
+    """`front` hands over to `support`, which calls `refunds` in a pool of its own with a retriever; a run of each waits."""
+    embedding = {"modelRef": {"name": "emb"}}
+    cache = Cache()
+    cache.agents.put(agent("front", handoffs=[{"agentRef": {"name": "support"}}]))
+    cache.agents.put(agent("support", tools=REFUNDS, fallbackModelRefs=[{"name": "claude"}]))
+    cache.agents.put(
+        agent(
+            "refunds",
+            poolRef={"name": "gpu"},
+            retrieval={"retriever": "handbook"},
+            instructionsFrom={"configMapKeyRef": {"name": "prompts", "key": "refunds"}},
+        )
+    )
+    cache.pools.put(pool("gpu", retrievers=[{"name": "handbook", "qdrant": {"embedding": embedding}}]))
+    for name in ("front", "support", "refunds"):
+        cache.runs.put(run(f"to-{name}", agentRef={"name": name}))
+    return cache
+
+
+ALL_WAIT = ["AgentRun to-refunds", "AgentRun to-support", "AgentRun to-front"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "obj", "expected"),
+    [
+        pytest.param(
+            "Agent",
+            agent("refunds", poolRef={"name": "gpu"}),
+            ["Agent refunds", "AgentPool gpu", "Agent support", *ALL_WAIT],
+            id="an agent: those that name it, runs of all that reach it",
+        ),
+        pytest.param(
+            "Agent",
+            agent("front"),
+            ["Agent front", "AgentPool default", "AgentRun to-front"],
+            id="an agent nobody names: its own runs",
+        ),
+        pytest.param(
+            "AgentModel",
+            model("claude"),
+            ["AgentModel claude", "AgentPool default", "Agent support", "AgentRun to-support", "AgentRun to-front"],
+            id="a model to fall back to",
+        ),
+        pytest.param(
+            "AgentModel",
+            model("emb"),
+            ["AgentModel emb", "AgentPool gpu", "Agent refunds", *ALL_WAIT],
+            id="a model that makes vectors: its retriever's pool and agents",
+        ),
+        pytest.param(
+            "AgentPool", pool("gpu"), ["AgentPool gpu", "Agent refunds", *ALL_WAIT], id="a pool: runs that reach it"
+        ),
+        pytest.param(
+            "ConfigMap",
+            config_map("prompts"),
+            ["Agent refunds", *ALL_WAIT],
+            id="a labelled ConfigMap with instructions",
+        ),
+    ],
+)
+def test_wakes_of_agents_that_name_agents(kind: str, obj: Json, expected: list[str]) -> None:
+    assert [f"{wake.kind} {wake.key.name}" for wake in wakes(composed(), kind, obj)] == expected
+
+
+def test_the_last_run_that_ends_wakes_every_pool_it_needed() -> None:
+    world = World()
+    obj = started_run()
+    obj["status"]["agents"] = [{"name": "helper", "pool": "default"}, {"name": "refunds", "pool": "gpu"}]
+    world.intake.applied("AgentRun", obj)
+    world.intake.removed("AgentRun", {**obj, "metadata": {**obj["metadata"], "resourceVersion": "12"}})
+    assert world.queued() == {"AgentRun": 1, "AgentPool": 2}
 
 
 def test_an_event_that_repeats_what_is_known_wakes_nobody() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
 from dalang_operator.kube import status as kube_status
-from dalang_operator.kube.resources import AGENT_RUNS, Json, Resource
+from dalang_operator.kube.resources import AGENT_RUNS, Json, PatchBody, Resource
 from dalang_operator.kube.status import clip, merge_patch, with_conditions, write_status
 
 from tests.build import LONG_AGO, NOW, at, condition, pending_conditions, run
@@ -65,14 +65,14 @@ def test_long_messages_are_cut_with_a_mark() -> None:
 
 @dataclass
 class Recorder:
-    bodies: list[Json] = field(default_factory=list)
+    bodies: list[PatchBody] = field(default_factory=list)
 
     async def patch(
-        self, resource: Resource, namespace: str, name: str, body: Json, subresource: str | None = None
+        self, resource: Resource, namespace: str, name: str, body: PatchBody, subresource: str | None = None
     ) -> Json:
         assert (resource, namespace, name, subresource) == (AGENT_RUNS, "shop", "r1", "status")
         self.bodies.append(body)
-        return body
+        return {}
 
 
 async def test_a_write_is_bound_to_what_was_read_and_left_out_when_equal() -> None:
@@ -81,3 +81,18 @@ async def test_a_write_is_bound_to_what_was_read_and_left_out_when_equal() -> No
     assert await write_status(port, AGENT_RUNS, obj, obj["status"], "controller") is None
     await write_status(port, AGENT_RUNS, obj, {**obj["status"], "phase": "Running"}, "controller")
     assert port.bodies == [{"metadata": {"uid": "uid-r1", "resourceVersion": "10"}, "status": {"phase": "Running"}}]
+
+
+async def test_a_null_in_an_answer_is_kept_though_a_merge_patch_would_remove_it() -> None:
+    port = Recorder()
+    obj = run()
+    status = {**obj["status"], "structuredOutput": {"note": None, "lines": [{"price": None}]}}
+    await write_status(port, AGENT_RUNS, obj, status, "reporter")
+    assert port.bodies == [
+        [
+            {"op": "add", "path": "/metadata/uid", "value": "uid-r1"},
+            {"op": "add", "path": "/metadata/resourceVersion", "value": "10"},
+            {"op": "add", "path": "/status", "value": status},
+        ]
+    ]
+    assert await write_status(port, AGENT_RUNS, {**obj, "status": status}, status, "reporter") is None

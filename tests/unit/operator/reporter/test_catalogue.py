@@ -38,3 +38,15 @@ def test_modules_that_did_not_import_are_named_with_their_last_line() -> None:
     assert (loaded["status"], loaded["reason"]) == ("False", "ImportFailed")
     assert loaded["message"].startswith("module shop.tools: ModuleNotFoundError: No module named 'x'; module b: Syntax")
     assert len(loaded["message"]) == 1024
+
+
+def test_instruction_functions_and_readable_keys_are_listed_within_bounds() -> None:
+    told = Catalogue(
+        tools=[],
+        instructions=["b", "a", "a"],
+        secret_keys=[f"openai/key-{number:03}" for number in range(300)],
+    )
+    catalogue = catalogue_status(told, pool(), "b1", NOW)["catalogue"]
+    assert catalogue["instructions"] == ["a", "b"]
+    assert len(catalogue["secretKeys"]) == 256
+    AgentPoolStatus.model_validate({"catalogue": catalogue})

@@ -8,13 +8,43 @@ import pytest
 from dalang import tool
 from dalang.tools import ToolFunction
 from dalang_api import contract
-from dalang_api.contract import CallVerdict, Failure, Message, ModelCall, ModelReply, TextPart, ToolCallPart
-from dalang_worker.activities.model import ARGUMENTS_ERROR_MAX_BYTES, is_worth_telling, make_reply
-from dalang_worker.providers import ModelAnswer, RequestedCall
+from dalang_api.contract import (
+    AgentSnapshot,
+    CallVerdict,
+    Failure,
+    Message,
+    ModelCall,
+    ModelReply,
+    ModelSnapshot,
+    OpaquePart,
+    TextPart,
+    ToolCallPart,
+    ToolChoice,
+    ToolResultPart,
+)
+from dalang_worker.activities import model as model_activity
+from dalang_worker.activities.model import answer_cap, is_worth_telling, tool_choice
+from dalang_worker.providers import ModelAnswer, RequestedCall, TokenUsage
+from dalang_worker.tools.offer import ARGUMENTS_ERROR_MAX_BYTES, FunctionOffer, Offers
+from temporalio.exceptions import ApplicationError
 
 CALL = ModelCall(agent="support", snapshot="s", thread="main", turn=3, count=0, digest="")
 LIMIT = contract.TURN_MAX_CALLS
+AGENT = AgentSnapshot(name="support", uid="a", generation=1, queue="i.shop.default", model="gpt")
+LOCAL = ModelSnapshot(
+    name="gpt", uid="m", generation=1, provider="OpenAI", model="gpt-5", base_url="http://models.local:11434/v1"
+)
+"""An endpoint of one's own: nobody knows its prices."""
+PRICED = ModelSnapshot(name="claude", uid="m", generation=1, provider="Anthropic", model="claude-sonnet-4-6")
 Tools = dict[str, ToolFunction]
+
+
+def make_reply(call: ModelCall, agent: AgentSnapshot, answer: ModelAnswer, tools: Tools, **more: Any) -> ModelReply:
+    return model_activity.make_reply(call, agent, more.pop("model", LOCAL), answer, offering(tools), **more)
+
+
+def offering(tools: Tools) -> Offers:
+    return Offers({name: FunctionOffer(name, function) for name, function in tools.items()})
 
 
 @pytest.fixture
@@ -30,7 +60,8 @@ def tools(registry: Tools) -> Tools:
 
 
 def asked(*calls: tuple[str, str], text: str = "", **more: Any) -> ModelAnswer:
-    return ModelAnswer(text, [RequestedCall(*call) for call in calls], input_tokens=12, output_tokens=3, **more)
+    said = [TextPart(text=text)] if text else []
+    return ModelAnswer([*said, *(RequestedCall(*call) for call in calls)], TokenUsage(12, 3), **more)
 
 
 def call(index: int, name: str = "weather", arguments: str = '{"city":"Ubud"}') -> ToolCallPart:
@@ -42,7 +73,7 @@ def runs(index: int) -> CallVerdict:
 
 
 def test_an_answer_is_a_text(tools: Tools) -> None:
-    assert make_reply(CALL, "support", asked(text="No."), tools) == ModelReply(
+    assert make_reply(CALL, AGENT, asked(text="No."), tools) == ModelReply(
         message=Message(role="assistant", parts=[TextPart(text="No.")], sender="support"),
         input_tokens=12,
         output_tokens=3,
@@ -50,12 +81,12 @@ def test_an_answer_is_a_text(tools: Tools) -> None:
 
 
 def test_an_empty_answer_is_a_text_too(tools: Tools) -> None:
-    assert make_reply(CALL, "support", asked(), tools).message.parts == [TextPart(text="")]
+    assert make_reply(CALL, AGENT, asked(), tools).message.parts == [TextPart(text="")]
 
 
 def test_each_call_gets_an_id_of_ours_and_a_verdict(tools: Tools) -> None:
     fits = ("weather", '{"city":"Ubud"}')
-    reply = make_reply(CALL, "support", asked(fits, fits, text="Let me see."), tools)
+    reply = make_reply(CALL, AGENT, asked(fits, fits, text="Let me see."), tools)
     assert reply.message.parts == [TextPart(text="Let me see."), call(0), call(1)]
     assert reply.calls == [runs(0), runs(1)]
 
@@ -101,7 +132,7 @@ def test_each_call_gets_an_id_of_ours_and_a_verdict(tools: Tools) -> None:
 def test_a_call_that_cannot_be_run_is_kept_within_bounds_and_explained(
     tools: Tools, wanted: tuple[str, str], kept: tuple[str, str], error: str | None
 ) -> None:
-    reply = make_reply(CALL, "support", asked(wanted), tools)
+    reply = make_reply(CALL, AGENT, asked(wanted), tools)
     assert reply.message.parts == [call(0, *kept)]
     (verdict,) = reply.calls or []
     if error is None:
@@ -112,12 +143,12 @@ def test_a_call_that_cannot_be_run_is_kept_within_bounds_and_explained(
 
 
 def test_without_tools_none_are_named() -> None:
-    reply = make_reply(CALL, "support", asked(("weather", "{}")), {})
+    reply = make_reply(CALL, AGENT, asked(("weather", "{}")), {})
     assert reply.calls == [CallVerdict(call_id="call_3_0", error="There is no tool 'weather'. The tools are: none.")]
 
 
 def test_of_too_many_calls_one_is_kept_to_tell_of_the_others(tools: Tools) -> None:
-    reply = make_reply(CALL, "support", asked(*[("weather", '{"city":"Ubud"}')] * 10_000), tools)
+    reply = make_reply(CALL, AGENT, asked(*[("weather", '{"city":"Ubud"}')] * 10_000), tools)
     assert reply.message.parts == [call(index) for index in range(LIMIT + 1)]
     told = "Not run: 10000 calls in one turn, of which the first 32 were run. Ask again for the rest."
     assert reply.calls == [
@@ -127,12 +158,12 @@ def test_of_too_many_calls_one_is_kept_to_tell_of_the_others(tools: Tools) -> No
 
 
 def test_just_as_many_calls_as_are_run(tools: Tools) -> None:
-    reply = make_reply(CALL, "support", asked(*[("weather", '{"city":"Ubud"}')] * LIMIT), tools)
+    reply = make_reply(CALL, AGENT, asked(*[("weather", '{"city":"Ubud"}')] * LIMIT), tools)
     assert reply.calls == [runs(index) for index in range(LIMIT)]
 
 
 def test_a_long_text_is_cut(tools: Tools) -> None:
-    (part,) = make_reply(CALL, "support", asked(text="x" * 100_000), tools).message.parts
+    (part,) = make_reply(CALL, AGENT, asked(text="x" * 100_000), tools).message.parts
     assert isinstance(part, TextPart)
     assert len(part.text.encode()) == contract.MESSAGE_MAX_BYTES
     assert part.text.endswith("[cut: 100000 bytes in all]")
@@ -140,7 +171,7 @@ def test_a_long_text_is_cut(tools: Tools) -> None:
 
 def test_a_failure_is_passed_on(tools: Tools) -> None:
     failure = Failure(reason="OutputTruncated", message="limit")
-    assert make_reply(CALL, "support", asked(text="Once", failure=failure), tools).failure == failure
+    assert make_reply(CALL, AGENT, asked(text="Once", failure=failure), tools).failure == failure
 
 
 @pytest.mark.parametrize(
@@ -153,7 +184,7 @@ def test_a_failure_is_passed_on(tools: Tools) -> None:
     ],
 )
 def test_the_worst_reply_fits_a_payload(tools: Tools, wanted: tuple[str, str]) -> None:
-    reply = make_reply(CALL, "support", asked(*[wanted] * 10_000, text='"' * 100_000), tools)
+    reply = make_reply(CALL, AGENT, asked(*[wanted] * 10_000, text='"' * 100_000), tools)
     assert len(reply.model_dump_json().encode()) < 1.5 * 1024 * 1024
     assert all(len((verdict.error or "").encode()) <= ARGUMENTS_ERROR_MAX_BYTES for verdict in reply.calls or [])
 
@@ -182,8 +213,131 @@ def test_names_that_the_agent_gives_are_those_the_model_sees(registry: Tools) ->
         return order
 
     offered = {"find_order": registered(lookup)}
-    reply = make_reply(CALL, "support", asked(("find_order", '{"order":"1"}'), ("lookup", '{"order":"1"}')), offered)
+    reply = make_reply(CALL, AGENT, asked(("find_order", '{"order":"1"}'), ("lookup", '{"order":"1"}')), offered)
     assert [(verdict.function, verdict.error) for verdict in reply.calls or []] == [
         ("lookup", None),
         (None, "There is no tool 'lookup'. The tools are: find_order."),
     ]
+
+
+# ── Parts, cost, what an answer has to be ──────────────────────────────────────────────────────────────────────────
+
+
+def test_parts_keep_the_model_s_order_and_what_is_opaque_stays_as_it_is(tools: Tools) -> None:
+    thought = OpaquePart(provider="Anthropic", model="claude", data='{"type":"thinking"}')
+    answer = ModelAnswer([thought, TextPart(text="Let me see."), RequestedCall("weather", "{}")], TokenUsage())
+    assert [part.type for part in make_reply(CALL, AGENT, answer, tools).message.parts] == [
+        "opaque",
+        "text",
+        "toolCall",
+    ]
+
+
+def test_all_texts_of_a_message_share_its_bound_and_so_does_what_is_opaque(tools: Tools) -> None:
+    texts = [TextPart(text="x" * 20_000) for _ in range(10)]
+    opaque = [OpaquePart(provider="A", model="m", data="y" * 100_000) for _ in range(10)]
+    kept = make_reply(CALL, AGENT, ModelAnswer([*texts, *opaque], TokenUsage()), tools).message.parts
+    assert sum(len(part.text) for part in kept if isinstance(part, TextPart)) <= contract.MESSAGE_MAX_BYTES
+    assert sum(isinstance(part, OpaquePart) for part in kept) == 2
+
+
+def test_a_call_costs_what_its_tokens_do_and_nothing_is_said_where_no_price_is_known() -> None:
+    answer = ModelAnswer([TextPart(text="No.")], TokenUsage(input_tokens=1000, output_tokens=1000))
+    assert make_reply(CALL, AGENT, answer, {}, model=PRICED).cost_usd == "0.018"
+    assert make_reply(CALL, AGENT, answer, {}, model=LOCAL).cost_usd is None
+
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WITH_SCHEMA = AGENT.model_copy(update={"output_schema": CITY})
+
+
+def test_an_answer_that_fits_its_schema_is_an_object() -> None:
+    reply = make_reply(CALL, WITH_SCHEMA, asked(text='{"city": "Ubud"}'), {})
+    assert (reply.structured_output, reply.correction) == ({"city": "Ubud"}, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        pytest.param("In Ubud.", "JSON", id="no JSON"),
+        pytest.param('{"city": 3}', "city", id="another type"),
+        pytest.param("{}", "city", id="a field is missing"),
+        pytest.param('{"city": "' + "x" * 40_000 + '"}', "longer than 32768 bytes", id="too long"),
+    ],
+)
+def test_an_answer_that_does_not_is_asked_for_again(text: str, told: str) -> None:
+    reply = make_reply(CALL, WITH_SCHEMA, asked(text=text), {})
+    assert reply.structured_output is None
+    assert told in (reply.correction or "")
+
+
+def test_a_turn_with_tool_calls_is_no_answer_yet(tools: Tools) -> None:
+    reply = make_reply(CALL, WITH_SCHEMA, asked(("weather", '{"city":"Ubud"}')), tools)
+    assert (reply.structured_output, reply.correction) == (None, None)
+
+
+# ── Budgets, tool choice ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("more", "cap"),
+    [
+        pytest.param({}, None, id="no budget"),
+        pytest.param({"max_output_tokens": 500}, 500, id="tokens that are left"),
+        pytest.param({"max_cost_usd": "0.015"}, 1000, id="money that is left"),
+        pytest.param({"max_output_tokens": 500, "max_cost_usd": "0.015"}, 500, id="the lower of both"),
+        pytest.param({"max_cost_usd": "0.000000001"}, 1, id="at least one token"),
+    ],
+)
+def test_the_most_that_a_call_may_answer(more: dict[str, Any], cap: int | None) -> None:
+    assert answer_cap(CALL.model_copy(update=more), PRICED) == cap
+
+
+def test_a_cost_budget_needs_a_price() -> None:
+    with pytest.raises(ApplicationError, match=r"the price of gpt-5 \(AgentModel gpt\) is not known") as refused:
+        answer_cap(CALL.model_copy(update={"max_cost_usd": "1"}), LOCAL)
+    assert (refused.value.type, refused.value.non_retryable) == ("PriceUnknown", True)
+
+
+@pytest.mark.parametrize(
+    ("more", "is_capped", "reason"),
+    [
+        pytest.param({}, False, "OutputTruncated", id="the model's own limit"),
+        pytest.param({"max_output_tokens": 5}, True, "TokenBudget", id="what was left of the tokens"),
+        pytest.param({"max_cost_usd": "0.1"}, True, "CostBudget", id="what was left of the money"),
+    ],
+)
+def test_who_is_to_blame_for_an_answer_that_was_cut(more: dict[str, Any], is_capped: bool, reason: str) -> None:
+    cut_off = asked(text="Once", failure=Failure(reason="OutputTruncated", message="limit"))
+    failure = make_reply(CALL.model_copy(update=more), AGENT, cut_off, {}, is_capped=is_capped).failure
+    assert failure is not None
+    assert failure.reason == reason
+
+
+USER = Message(role="user", parts=[TextPart(text="hi")])
+RESULT = Message(role="tool", parts=[ToolResultPart(call_id="c", tool="weather", output="sunny")])
+CORRECTION = Message(role="user", parts=[TextPart(text="Answer again.")], sender="dalang")
+
+
+@pytest.mark.parametrize(
+    ("mode", "messages", "holds"),
+    [
+        pytest.param("Required", [USER], True, id="a tool is demanded"),
+        pytest.param("Required", [USER, RESULT], False, id="and was called"),
+        pytest.param("Required", [USER, RESULT, CORRECTION], False, id="being asked again is no new message"),
+        pytest.param("Required", [USER, RESULT, USER], True, id="the user's next message demands it again"),
+        pytest.param("Auto", [USER, RESULT], True, id="Auto always holds"),
+        pytest.param("None", [USER, RESULT], True, id="None always holds"),
+    ],
+)
+def test_how_long_a_tool_choice_holds(mode: Any, messages: list[Message], holds: bool, tools: Tools) -> None:
+    choice = ToolChoice(mode=mode)
+    agent = AGENT.model_copy(update={"tool_choice": choice})
+    assert tool_choice(agent, messages, offering(tools)) == (choice if holds else None)
+
+
+@pytest.mark.parametrize("choice", [ToolChoice(mode="Tool", tool="pay"), ToolChoice(mode="Required")])
+def test_a_tool_that_is_not_there_is_not_demanded(choice: ToolChoice, tools: Tools) -> None:
+    agent = AGENT.model_copy(update={"tool_choice": choice})
+    there = offering(tools) if choice.tool else Offers()
+    assert tool_choice(agent, [USER], there) is None

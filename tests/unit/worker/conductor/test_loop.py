@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from dalang_api import contract
@@ -13,6 +14,7 @@ from dalang_api.contract import (
     ModelCall,
     ModelReply,
     ModelSnapshot,
+    RunInput,
     Snapshot,
     TextPart,
     ToolBinding,
@@ -23,8 +25,8 @@ from dalang_api.contract import (
     extend_digest,
 )
 from dalang_api.v1alpha1.conditions import Reason
-from dalang_worker.conductor.loop import RunFailed, RunState, converse
-from dalang_worker.conductor.thread import Thread
+from dalang_worker.conductor.budget import RunFailed
+from dalang_worker.conductor.loop import RunState, converse
 
 AGENT = AgentSnapshot(
     name="support",
@@ -75,26 +77,29 @@ class FakePorts:
     full_from_turn: int = 1000
     model_calls: list[ModelCall] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
+    attempts: list[int] = field(default_factory=list)
+    """How often each model call might be tried."""
+    outcomes: dict[str, ToolOutcome] = field(default_factory=dict)
+    """What tools come to, by their arguments."""
     finished: list[str] = field(default_factory=list)
     turns_done: int = 0
 
-    async def model(self, agent: AgentSnapshot, call: ModelCall) -> ModelReply:
-        assert agent is AGENT
+    async def model(self, agent: AgentSnapshot, call: ModelCall, attempts: int) -> ModelReply:
         self.model_calls.append(call)
+        self.attempts.append(attempts)
         reply = self.replies[len(self.model_calls) - 1]
         if isinstance(reply, RunFailed):
             raise reply
         return reply
 
     async def tool(self, agent: AgentSnapshot, call: ToolCall) -> ToolOutcome:
-        assert agent is AGENT
         self.tool_calls.append(call)
         if call.arguments in self.gates:
             await self.gates[call.arguments].wait()
         self.finished.append(call.arguments)
         for gate in self.gates.values():
             gate.set()
-        return ToolOutcome(output=f"sunny in {call.arguments}")
+        return self.outcomes.get(call.arguments) or ToolOutcome(output=f"sunny in {call.arguments}")
 
     def history_is_full(self) -> bool:
         return len(self.model_calls) + 1 >= self.full_from_turn
@@ -103,48 +108,63 @@ class FakePorts:
         self.turns_done += 1
 
 
-def state(max_turns: int = 20) -> RunState:
-    return RunState(snapshot=SNAPSHOT, snapshot_digest="d1", max_turns=max_turns, agent="support")
+def state(max_turns: int = 20, *, snapshot: Snapshot = SNAPSHOT, **more: Any) -> RunState:
+    agent = snapshot.agents[0].name
+    return RunState(
+        RunInput(agent=agent, messages=[USER], max_turns=max_turns, timeout_seconds=60, snapshot=snapshot, **more)
+    )
+
+
+def used(run: RunState) -> tuple[int, int, int]:
+    return run.budget.turns, run.budget.input_tokens, run.budget.output_tokens
+
+
+async def run_main(run: RunState, ports: "FakePorts") -> str:
+    return (await converse(run, run.main, ports)).text
 
 
 async def test_an_answer_ends_the_loop() -> None:
     ports, run = FakePorts([answer("No.")]), state()
-    thread = Thread("main", [USER])
-    assert await converse(run, thread, ports) == "No."
+    assert await run_main(run, ports) == "No."
     assert ports.model_calls == [
-        ModelCall(agent="support", snapshot="d1", thread="main", turn=1, count=0, digest="", tail=[USER])
+        ModelCall(agent="support", snapshot=SNAPSHOT.digest(), thread="main", turn=1, count=0, digest="", tail=[USER])
     ]
-    assert run.threads == {"main": thread}
-    assert thread.messages == [USER, answer("No.").message]
-    assert (run.turns, run.input_tokens, run.output_tokens, ports.turns_done) == (1, 10, 2, 0)
+    assert run.main.thread.messages == [USER, answer("No.").message]
+    assert (*used(run), ports.turns_done) == (1, 10, 2, 0)
 
 
 async def test_a_tool_s_result_is_the_tail_of_the_next_call() -> None:
     ports, run = FakePorts([asks(1, "Ubud"), answer("No.")]), state()
-    thread = Thread("main", [USER])
-    assert await converse(run, thread, ports) == "No."
-    told = Message(role="tool", parts=[result("call_1_0", "sunny in Ubud")])
+    assert await run_main(run, ports) == "No."
+    told = Message(role="tool", parts=[result("call_1_0", "sunny in Ubud")], sender="support")
     known = extend_digest(extend_digest(contract.EMPTY_DIGEST, USER), asks(1, "Ubud").message)
     assert ports.model_calls[1] == ModelCall(
-        agent="support", snapshot="d1", thread="main", turn=2, count=2, digest=known, tail=[told]
+        agent="support", snapshot=SNAPSHOT.digest(), thread="main", turn=2, count=2, digest=known, tail=[told]
     )
     assert ports.tool_calls == [
         ToolCall(
-            call_id="call_1_0", tool="weather", function="weather_of", arguments="Ubud", thread="main", turn=1, index=0
+            call_id="call_1_0",
+            tool="weather",
+            function="weather_of",
+            arguments="Ubud",
+            thread="main",
+            turn=1,
+            index=0,
+            agent="support",
         )
     ]
-    assert thread.messages == [USER, asks(1, "Ubud").message, told, answer("No.").message]
-    assert (run.turns, run.input_tokens, run.output_tokens, ports.turns_done) == (2, 20, 4, 1)
+    assert run.main.thread.messages == [USER, asks(1, "Ubud").message, told, answer("No.").message]
+    assert (*used(run), ports.turns_done) == (2, 20, 4, 1)
 
 
 async def test_results_stand_in_the_order_of_the_calls_whichever_tool_is_first() -> None:
     ports = FakePorts([asks(1, "Ubud", "Kuta"), answer("No.")], gates={"Ubud": asyncio.Event()})
-    thread = Thread("main", [USER])
-    await converse(state(), thread, ports)
+    run = state()
+    await run_main(run, ports)
     assert ports.finished == ["Kuta", "Ubud"]
     assert [(call.call_id, call.index) for call in ports.tool_calls] == [("call_1_0", 0), ("call_1_1", 1)]
-    assert thread.messages[2] == Message(
-        role="tool", parts=[result("call_1_0", "sunny in Ubud"), result("call_1_1", "sunny in Kuta")]
+    assert run.main.thread.messages[2] == Message(
+        role="tool", parts=[result("call_1_0", "sunny in Ubud"), result("call_1_1", "sunny in Kuta")], sender="support"
     )
 
 
@@ -155,10 +175,10 @@ async def test_a_call_that_cannot_be_run_is_told_and_the_others_are_run() -> Non
         CallVerdict(call_id="call_1_2"),
     ]
     ports = FakePorts([asks(1, "Ubud", "Kuta", "Sanur", verdicts=verdicts), answer("No.")])
-    thread = Thread("main", [USER])
-    await converse(state(), thread, ports)
+    run = state()
+    await run_main(run, ports)
     assert [call.arguments for call in ports.tool_calls] == ["Kuta"]
-    assert thread.messages[2].parts == [
+    assert run.main.thread.messages[2].parts == [
         result("call_1_0", "There is no tool 'weather'.", is_error=True),
         result("call_1_1", "sunny in Kuta"),
         result("call_1_2", "The call cannot be run.", is_error=True),
@@ -167,7 +187,7 @@ async def test_a_call_that_cannot_be_run_is_told_and_the_others_are_run() -> Non
 
 async def test_text_beside_tool_calls_is_no_answer() -> None:
     ports = FakePorts([asks(1, "Ubud", text="Let me look."), answer("No.")])
-    assert await converse(state(), Thread("main", [USER]), ports) == "No."
+    assert await run_main(state(), ports) == "No."
 
 
 @pytest.mark.parametrize(
@@ -176,14 +196,14 @@ async def test_text_beside_tool_calls_is_no_answer() -> None:
 async def test_the_limit_of_turns_counts_model_calls(max_turns: int, calls: int) -> None:
     ports, run = FakePorts([asks(turn, "Ubud") for turn in range(1, 10)]), state(max_turns)
     with pytest.raises(RunFailed) as failed:
-        await converse(run, Thread("main", [USER]), ports)
+        await run_main(run, ports)
     assert failed.value.reason is Reason.MAX_TURNS
-    assert (len(ports.model_calls), len(ports.tool_calls), run.turns) == (calls, calls, calls)
+    assert (len(ports.model_calls), len(ports.tool_calls), run.budget.turns) == (calls, calls, calls)
 
 
 async def test_an_answer_in_the_last_turn_counts() -> None:
     ports = FakePorts([asks(1, "Ubud"), answer("No.")])
-    assert await converse(state(max_turns=2), Thread("main", [USER]), ports) == "No."
+    assert await run_main(state(max_turns=2), ports) == "No."
 
 
 @pytest.mark.parametrize(
@@ -198,33 +218,32 @@ async def test_a_model_that_stopped_for_good_fails_the_run_and_what_it_said_is_k
 ) -> None:
     stopped = answer("Once upon a", failure=failure)
     ports, run = FakePorts([stopped]), state()
-    thread = Thread("main", [USER])
     with pytest.raises(RunFailed, match=r"^limit$") as failed:
-        await converse(run, thread, ports)
+        await run_main(run, ports)
     assert failed.value.reason is reason
-    assert thread.messages == [USER, stopped.message]
-    assert (run.turns, run.input_tokens, run.output_tokens) == (1, 10, 2)
+    assert run.main.thread.messages == [USER, stopped.message]
+    assert used(run) == (1, 10, 2)
 
 
 async def test_a_model_call_that_failed_for_good_fails_the_run() -> None:
     ports, run = FakePorts([RunFailed(Reason.MODEL_FAILED, "401")]), state()
     with pytest.raises(RunFailed, match=r"^401$"):
-        await converse(run, Thread("main", [USER]), ports)
-    assert (run.turns, run.input_tokens) == (1, 0)
+        await run_main(run, ports)
+    assert used(run)[:2] == (1, 0)
 
 
 async def test_a_full_history_ends_the_run_before_the_next_model_call() -> None:
     ports, run = FakePorts([asks(turn, "Ubud") for turn in range(1, 10)], full_from_turn=3), state()
     with pytest.raises(RunFailed) as failed:
-        await converse(run, Thread("main", [USER]), ports)
+        await run_main(run, ports)
     assert failed.value.reason is Reason.HISTORY_LIMIT
-    assert (len(ports.model_calls), run.turns) == (2, 2)
+    assert (len(ports.model_calls), run.budget.turns) == (2, 2)
 
 
 async def test_a_cancel_reaches_every_tool() -> None:
     never = {"Ubud": asyncio.Event(), "Kuta": asyncio.Event()}
     ports = FakePorts([asks(1, "Ubud", "Kuta")], gates=never)
-    task = asyncio.create_task(converse(state(), Thread("main", [USER]), ports))
+    task = asyncio.create_task(run_main(state(), ports))
     while len(ports.tool_calls) < 2:  # noqa: ASYNC110  # one turn of the loop is enough
         await asyncio.sleep(0)
     task.cancel()

@@ -1,6 +1,7 @@
 """Reports: the whole state of a run, cut to what fits a status."""
 
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 
 import pytest
 from dalang_api import contract
@@ -9,13 +10,14 @@ from dalang_api.contract import (
     AgentVersion,
     Message,
     RecentMessage,
+    RunInput,
     RunReport,
     Snapshot,
     TextPart,
     ToolCallPart,
     ToolResultPart,
 )
-from dalang_worker.conductor.loop import RunState
+from dalang_worker.conductor.loop import Answer, RunState
 from dalang_worker.conductor.report import make_report, recent_messages, timestamp
 from dalang_worker.conductor.thread import Thread
 
@@ -42,14 +44,19 @@ def results(*outputs: str) -> Message:
 
 
 def state(*messages: Message) -> RunState:
-    agent = AgentSnapshot(name="support", uid="u1", generation=3, queue="q", model="gpt")
-    made = RunState(snapshot=Snapshot(agents=[agent], models=[]), snapshot_digest="", max_turns=9, agent="support")
-    made.threads["main"] = Thread("main", list(messages))
-    made.turns, made.input_tokens, made.output_tokens = 2, 30, 40
+    agent = AgentSnapshot(name="support", uid="u1", generation=3, queue="i.shop.default", model="gpt")
+    snapshot = Snapshot(agents=[agent], models=[])
+    made = RunState(
+        RunInput(agent="support", messages=list(messages), max_turns=9, timeout_seconds=60, snapshot=snapshot)
+    )
+    made.budget.turns, made.budget.input_tokens, made.budget.output_tokens = 2, 30, 40
+    made.budget.is_priced = False
     return made
 
 
-def report(run: RunState, output: str | None = None, finished_at: datetime | None = None, text: str = "") -> RunReport:
+def report(
+    run: RunState, answer: Answer | str | None = None, finished_at: datetime | None = None, text: str = ""
+) -> RunReport:
     return make_report(
         run,
         seq=7,
@@ -60,7 +67,7 @@ def report(run: RunState, output: str | None = None, finished_at: datetime | Non
         message=text,
         started_at=STARTED,
         finished_at=finished_at,
-        output=output,
+        answer=Answer(answer) if isinstance(answer, str) else answer,
     )
 
 
@@ -73,7 +80,7 @@ def test_a_report_of_a_running_run() -> None:
         reason="Running",
         message="Turn 2",
         agent="support",
-        agents=[AgentVersion(name="support", uid="u1", generation=3)],
+        agents=[AgentVersion(name="support", uid="u1", generation=3, pool="default")],
         started_at="2026-03-01T12:00:00Z",
         messages=[RecentMessage(role="User", content="hello")],
         turns=2,
@@ -96,13 +103,46 @@ def test_a_report_of_a_finished_run_has_its_output(output: str, told: str, trunc
     assert (made.output, made.output_truncated, made.finished_at) == (told, truncated, "2026-03-01T12:00:05Z")
 
 
+def test_a_report_has_what_the_calls_cost_where_every_price_is_known() -> None:
+    run = state()
+    run.budget.cost_usd, run.budget.is_priced = Decimal("0.0000125"), True
+    assert report(run).cost_usd == "0.0000125"
+    run.budget.is_priced = False
+    assert report(run).cost_usd is None
+
+
+def test_a_report_has_the_context_variables_as_manifests_write_them() -> None:
+    run = state()
+    run.context = {"name": "Ada", "order": "42", "count": 3, "items": ["a"]}
+    assert report(run).context == {"name": "Ada", "order": '"42"', "count": "3", "items": '["a"]'}
+
+
+@pytest.mark.parametrize(
+    ("structured", "told"),
+    [
+        pytest.param({"city": "Ubud"}, {"city": "Ubud"}, id="small"),
+        pytest.param({"city": "x" * contract.STRUCTURED_OUTPUT_MAX_BYTES}, None, id="too large for a status"),
+    ],
+)
+def test_a_report_has_the_answer_as_an_object(structured: dict[str, str], told: dict[str, str] | None) -> None:
+    assert report(state(), Answer("{}", structured), finished_at=STARTED).structured_output == told
+
+
+def test_a_report_says_what_the_model_had_to_do_without() -> None:
+    run = state()
+    run.retrieval_failures = {"support": "refused"}
+    run.tools_failures = {"support": "no tool", "archive": "refused"}
+    made = report(run)
+    assert made.retrieval_failure == "Agent support: refused"
+    assert made.tools_failure == "Agent support: no tool; Agent archive: refused"
+
+
 def test_a_long_message_is_cut() -> None:
     assert report(state(), text="x" * 5000).message == "x" * 1024
 
 
 def test_a_report_before_the_first_turn_has_no_messages() -> None:
     run = state()
-    run.threads.clear()
     assert report(run).messages == []
 
 

@@ -1,11 +1,11 @@
 """`@tool`: the schema that a model sees, and what becomes of the arguments it writes."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Optional
 
 import pytest
-from dalang import tool, tools
+from dalang import Context, tool, tools
 from dalang.tools import ArgumentsError, ToolFunction, registered_tools
 from pydantic import BaseModel, Field
 
@@ -220,6 +220,125 @@ class TestRegistration:
         assert registered_tools()["do"].function is do
 
 
+def with_context(context: Context, city: str) -> None: ...
+
+
+def with_context_or_none(city: str, run: Context | None = None) -> None: ...
+
+
+def with_optional(city: str, *, c: Optional[Context] = None) -> None:  # noqa: UP045
+    """Do it.
+
+    Args:
+        city: Where.
+        c: Never shown.
+    """
+
+
+def with_annotated(city: str, c: Annotated[Context, "the run"]) -> None: ...
+
+
+class TestContext:
+    @pytest.mark.parametrize(
+        ("function", "parameter"),
+        [
+            pytest.param(with_context, "context", id="alone"),
+            pytest.param(with_context_or_none, "run", id="or none"),
+            pytest.param(with_optional, "c", id="optional, keyword only"),
+            pytest.param(with_annotated, "c", id="annotated"),
+        ],
+    )
+    def test_is_given_and_never_shown(self, function: Callable[..., Any], parameter: str) -> None:
+        made = described(function)
+        assert list(made.schema["properties"]) == ["city"]
+        assert (made.reads_context, made.context_parameter) == (True, parameter)
+        context = Context({"a": 1})
+        assert made.with_context(made.parse('{"city": "Ubud"}'), context) == {"city": "Ubud", parameter: context}
+
+    @pytest.mark.parametrize("arguments", ['{"context": {}, "city": "x"}', '{"city": "x", "context": null}'])
+    def test_a_model_cannot_give_it(self, arguments: str) -> None:
+        with pytest.raises(ArgumentsError, match="context: Extra inputs are not permitted"):
+            described(with_context).parse(arguments)
+
+    def test_a_tool_without_it_is_given_none(self) -> None:
+        made = described(ship)
+        assert not made.reads_context
+        assert made.with_context({"count": 1}, Context()) == {"count": 1}
+
+    def test_it_changes_nothing_of_what_the_model_is_told(self, registry: Registry) -> None:
+        def do(city: str) -> None: ...
+
+        before = described(do).digest()
+        registry.clear()
+        with_context.__name__, name = "do", with_context.__name__
+        try:
+            assert described(with_context).digest() == before
+        finally:
+            with_context.__name__ = name
+
+    @pytest.mark.parametrize(
+        ("signature", "words"),
+        [
+            ("a: Context, b: Context", "both a and b take the Context"),
+            ("a: list[Context]", "parameter a of type .* annotate it with Context alone"),
+            ("a: Context | str", "parameter a of type .* annotate it with Context alone"),
+            ("a: Annotated[list[Context], 1]", "annotate it with Context alone"),
+        ],
+    )
+    def test_anything_else_is_refused(self, signature: str, words: str) -> None:
+        namespace: Json = {"Context": Context, "Annotated": Annotated}
+        exec(f"def do({signature}) -> None: ...", namespace)
+        with pytest.raises(TypeError, match=f"^tool do: {words}|^tool do: .*{words}"):
+            tool(namespace["do"])
+
+    def test_is_read_only(self) -> None:
+        given = {"name": "Ada"}
+        context = Context(given, idempotency_key="k", run="r", namespace="n", agent="a")
+        given["name"] = "Bob"
+        assert (context["name"], context.get("x"), context.get("x", 1), "name" in context) == ("Ada", None, 1, True)
+        assert list(context) == ["name"]
+        with pytest.raises(KeyError, match="x"):
+            context["x"]
+        with pytest.raises(TypeError):
+            context.variables["x"] = 1  # type: ignore[index]
+        with pytest.raises(AttributeError):
+            context.run = "other"  # type: ignore[misc]
+
+
+class TestAttempts:
+    @pytest.mark.parametrize(
+        ("options", "once", "attempts", "retryable_attempts"),
+        [
+            pytest.param({}, False, 1, 3, id="by default, only errors that ask for it, three times"),
+            pytest.param({"attempts": 1}, False, 1, 1, id="never"),
+            pytest.param({"attempts": 5}, False, 5, 5, id="whatever it raises, five times"),
+            pytest.param({"once": True}, True, 1, 1, id="once, whatever it raises"),
+            pytest.param({"once": True, "attempts": 1}, True, 1, 1, id="once, said twice"),
+        ],
+    )
+    def test_how_often(self, options: Json, once: bool, attempts: int, retryable_attempts: int) -> None:
+        def do() -> None: ...
+
+        tool(**options)(do)
+        made = registered_tools()["do"]
+        assert (made.once, made.attempts, made.retryable_attempts) == (once, attempts, retryable_attempts)
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"attempts": 0}, "attempts is 0; it has to be 1 or more"),
+            ({"attempts": -1}, "attempts is -1"),
+            ({"once": True, "attempts": 2}, "once=True and attempts=2 contradict each other"),
+        ],
+    )
+    def test_a_contradiction_is_refused_where_it_is_written(self, options: Json, words: str) -> None:
+        def do() -> None: ...
+
+        with pytest.raises(ValueError, match=f"^tool do: {words}"):
+            tool(**options)(do)
+        assert registered_tools() == {}
+
+
 def no_annotation(city) -> None:  # type: ignore[no-untyped-def]
     ...
 
@@ -243,6 +362,14 @@ def strange_type(thing: Unknown) -> None: ...
 def no_schema(callback: Callable[[], None]) -> None: ...
 
 
+def yielding(city: str) -> Iterator[str]:
+    yield city
+
+
+async def yielding_too(city: str) -> AsyncIterator[str]:
+    yield city
+
+
 def unresolved(city: "Nowhere") -> None:  # type: ignore[name-defined]  # noqa: F821
     ...
 
@@ -255,6 +382,8 @@ def unresolved(city: "Nowhere") -> None:  # type: ignore[name-defined]  # noqa: 
         pytest.param(keywords, r"parameter \*\*cities: str cannot be described", id="**kwargs"),
         pytest.param(positional, "parameter city: str cannot be described", id="positional only"),
         pytest.param(strange_type, "parameter thing of type .*Unknown.* has no JSON schema", id="a class of its own"),
+        pytest.param(yielding, "it yields; return one value instead", id="a generator"),
+        pytest.param(yielding_too, "it yields; return one value instead", id="an asynchronous generator"),
         pytest.param(no_schema, "parameter callback of type .* has no JSON schema", id="no JSON schema"),
         pytest.param(
             unresolved, "an annotation cannot be resolved: name 'Nowhere' is not defined", id="an unknown name"

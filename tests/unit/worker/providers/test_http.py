@@ -1,9 +1,18 @@
 """What HTTP says about a failed call."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
-from dalang_worker.providers.http import LONGEST_WAIT_SECONDS, is_passing, retry_after_seconds
+from dalang_worker.providers import Credentials
+from dalang_worker.providers.http import (
+    LONGEST_WAIT_SECONDS,
+    MESSAGE_MAX_CHARS,
+    error_message,
+    is_passing,
+    one_line,
+    retry_after_seconds,
+)
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -49,3 +58,29 @@ def test_is_passing(status: int | None, headers: dict[str, str], passes: bool) -
 )
 def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_seconds(headers, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("words", "headers", "expected"),
+    [
+        pytest.param("404: no such model", {}, "model m: 404: no such model", id="the endpoint's words"),
+        pytest.param("no sk-12345!", {}, "model m: no [key]!", id="the key"),
+        pytest.param(
+            "no abc.def!", {"authorization": "Bearer abc.def"}, "model m: no [key]!", id="a token that was sent"
+        ),
+        pytest.param("no abc.def!", {"api-key": "abc.def"}, "model m: no [key]!", id="in Azure's header"),
+        pytest.param("none of it", {"authorization": "Bearer none"}, "model m: none of it", id="no key at all"),
+        pytest.param("no pod.token!", {}, "model m: no [key]!", id="the pod's token"),
+        pytest.param("half an \ud83e", {}, "model m: half an ?", id="half an emoji"),
+        pytest.param("x" * 5000, {}, f"model m: {'x' * 5000}"[:MESSAGE_MAX_CHARS], id="a lot"),
+    ],
+)
+def test_error_message(words: str, headers: dict[str, str], expected: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("pod.token\n")
+    credentials = Credentials(api_key="sk-12345", identity_token=tmp_path / "token")
+    assert error_message("m", words, credentials, headers) == expected
+
+
+def test_one_line() -> None:
+    assert one_line(" two\n lines ") == "two lines"
+    assert one_line("") == "(no words)"

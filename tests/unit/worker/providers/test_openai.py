@@ -1,337 +1,299 @@
-"""Chat Completions: what is sent is what the SDK's types allow, and whatever comes back is understood or refused."""
+"""Providers OpenAI and AzureOpenAI through the SDK's real client: what is sent, whose key, and what an error comes to."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any
 
 import pytest
-from dalang_api.contract import (
-    Failure,
-    Message,
-    ModelSnapshot,
-    TextPart,
-    ToolCallPart,
-    ToolResultPart,
-)
+from dalang_api.contract import IdentitySnapshot, Message, ModelSnapshot, TextPart
 from dalang_api.v1alpha1.conditions import Reason
-from dalang_worker.providers import CallFailure, ModelAnswer, ModelRequest, RequestedCall, ToolSpec, Verdict
-from dalang_worker.providers.openai import classify, make_messages, make_request, read_completion, read_error
-from openai.types.chat.chat_completion import Choice
-from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
-from pydantic import TypeAdapter
+from dalang_worker.providers import (
+    CallFailure,
+    Credentials,
+    ModelAnswer,
+    ModelCallError,
+    ModelRequest,
+    RequestedCall,
+    TokenUsage,
+    ToolSpec,
+    Verdict,
+)
+from dalang_worker.providers.openai import OpenAIProvider, classify, is_openai
+from openai.auth import WorkloadIdentityAuth
 
-Json = dict[str, Any]
+from tests.unit.worker.providers.servers import Endpoint, Json, ScriptedModel
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
-OPENAI = "https://api.openai.com/v1/"
-OLLAMA = "http://ollama.models:11434/v1/"
-
-USER = Message(role="user", parts=[TextPart(text="Will it rain?")])
-CALL = ToolCallPart(call_id="call_1_0", tool="weather", arguments='{"city": "Ubud"}')
-OTHER = ToolCallPart(call_id="call_1_1", tool="weather", arguments="oops")
-RESULTS = Message(
-    role="tool",
-    parts=[
-        ToolResultPart(call_id="call_1_0", tool="weather", output="sunny"),
-        ToolResultPart(call_id="call_1_1", tool="weather", output="no", is_error=True),
-    ],
-)
-WEATHER = ToolSpec("weather", "Tell the weather.", {"type": "object", "properties": {"city": {"type": "string"}}})
-
-
-def said(*parts: TextPart | ToolCallPart) -> Message:
-    return Message(role="assistant", parts=list(parts), sender="support")
+KEY = "sk-very-secret"
+TOKEN = "eyJ.the-pods-own.token"
+EXCHANGED = "exchanged-access-token"
+SCHEMA: Json = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+COMPLETION: Json = {
+    "choices": [{"message": {"content": "No."}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 12, "completion_tokens": 3},
+}
+ANSWER = ModelAnswer(parts=[TextPart(text="No.")], usage=TokenUsage(12, 3))
+RETRY = CallFailure(Verdict.RETRY, Reason.MODEL_RETRYING)
+FINAL = CallFailure(Verdict.FINAL, Reason.MODEL_FAILED)
 
 
-def request(**more: Any) -> ModelRequest:
+def model(base_url: str | None, **more: Any) -> ModelSnapshot:
+    return ModelSnapshot(
+        **{"name": "m", "uid": "u", "generation": 1, "provider": "OpenAI", "model": "gpt", "base_url": base_url, **more}
+    )
+
+
+def request(base_url: str, credentials: Credentials | None = None, **more: Any) -> ModelRequest:
     return ModelRequest(
-        **{
-            "model": ModelSnapshot(name="gpt", uid="u", generation=1, provider="OpenAI", model="gpt-5"),
-            "api_key": None,
-            "instructions": None,
-            "messages": [USER],
-            "tools": [],
-            "temperature": None,
-            "max_output_tokens": None,
-            **more,
-        }
+        model=model(base_url, **more),
+        credentials=credentials or Credentials(api_key=KEY),
+        instructions=None,
+        messages=[Message(role="user", parts=[TextPart(text="Will it rain?")])],
     )
 
 
-def plain(value: Any) -> Any:
-    """Read a validated value to its end: pydantic checks an Iterable only as it is read."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [plain(item) for item in value]
-    return value
+@pytest.fixture
+async def provider() -> AsyncIterator[OpenAIProvider]:
+    provider = OpenAIProvider()
+    yield provider
+    await provider.close()
 
 
-def is_as_the_sdk_wants(body: Json) -> bool:
-    """Whether the body fits the SDK's own type of a request, with nothing in it that the type does not know."""
-    adapter: TypeAdapter[Any] = TypeAdapter(CompletionCreateParamsNonStreaming)
-    return bool(plain(adapter.validate_python(body)) == body)
+async def failing(provider: OpenAIProvider, asked: ModelRequest) -> ModelCallError:
+    with pytest.raises(ModelCallError) as raised:
+        await provider.complete(asked)
+    assert raised.value.__cause__ is None
+    for secret in (KEY, TOKEN, EXCHANGED):
+        assert secret not in str(raised.value)
+    return raised.value
 
 
-class TestRequest:
-    def test_holds_only_what_is_set(self) -> None:
-        assert make_request(request(), OPENAI) == {
-            "model": "gpt-5",
-            "messages": [{"role": "user", "content": "Will it rain?"}],
-        }
+class TestOpenAI:
+    async def test_an_answer(self, provider: OpenAIProvider, endpoint: Endpoint) -> None:
+        endpoint.tell(body=COMPLETION)
+        assert await provider.complete(request(f"{endpoint.url}/v1")) == ANSWER
+        (asked,) = endpoint.asked
+        assert (asked.path, asked.headers["Authorization"]) == ("/v1/chat/completions", f"Bearer {KEY}")
+        assert asked.body == {"model": "gpt", "messages": [{"role": "user", "content": "Will it rain?"}]}
 
-    def test_holds_all_that_is_set(self) -> None:
-        full = request(instructions="Be brief.", tools=[WEATHER], temperature=0.0, max_output_tokens=100)
-        body = make_request(full, OLLAMA)
-        assert body == {
-            "model": "gpt-5",
-            "messages": [
-                {"role": "system", "content": "Be brief."},
-                {"role": "user", "content": "Will it rain?"},
-            ],
-            "tools": [
-                {
-                    "type": "function",
-                    "function": {
-                        "name": "weather",
-                        "description": "Tell the weather.",
-                        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-                    },
-                }
-            ],
-            "temperature": 0.0,
-            "max_tokens": 100,
-        }
+    async def test_tools_of_the_scripted_model(self, provider: OpenAIProvider, scripted: ScriptedModel) -> None:
+        await scripted.script("gpt", {"toolCalls": [{"name": "weather", "arguments": {"city": "Ubud"}}]})
+        asked = request(f"{scripted.url}/v1")
+        asked.tools.append(ToolSpec("weather", "Tell the weather.", {"type": "object"}))
+        answer = await provider.complete(asked)
+        assert answer.parts == [RequestedCall("weather", '{"city": "Ubud"}')]
 
     @pytest.mark.parametrize(
-        ("base_url", "name"),
+        ("status", "failure", "words"),
         [
-            pytest.param(OPENAI, "max_completion_tokens", id="OpenAI's reasoning models refuse the old name"),
-            pytest.param(OLLAMA, "max_tokens", id="others know only the old name"),
-            pytest.param("https://api.openai.com.example/v1", "max_tokens", id="a host that only begins like it"),
+            pytest.param(401, FINAL, f"model gpt: 401: Incorrect API key provided: {KEY}.", id="a key that is refused"),
+            pytest.param(429, RETRY, f"model gpt: 429: Incorrect API key provided: {KEY}.", id="too many requests"),
+            pytest.param(503, RETRY, f"model gpt: 503: Incorrect API key provided: {KEY}.", id="the server"),
         ],
     )
-    def test_the_output_limit_has_the_name_that_the_endpoint_knows(self, base_url: str, name: str) -> None:
-        body = make_request(request(max_output_tokens=100), base_url)
-        assert {key: value for key, value in body.items() if "max" in key} == {name: 100}
+    async def test_an_error_has_the_endpoints_words_and_no_key(
+        self, provider: OpenAIProvider, endpoint: Endpoint, status: int, failure: CallFailure, words: str
+    ) -> None:
+        endpoint.tell(status, {"error": {"message": f"Incorrect API key provided: {KEY}."}})
+        error = await failing(provider, request(endpoint.url))
+        assert (error.failure, str(error)) == (failure, words.replace(KEY, "[key]"))
 
-    @pytest.mark.parametrize("base_url", [OPENAI, OLLAMA])
-    @pytest.mark.parametrize(
-        "messages",
-        [
-            pytest.param([USER], id="a question"),
-            pytest.param([USER, said(TextPart(text="No.")), USER], id="a conversation"),
-            pytest.param([USER, said(CALL, OTHER), RESULTS], id="tool calls"),
-            pytest.param([USER, said(TextPart(text="Let me see."), CALL, OTHER), RESULTS], id="words and tool calls"),
-            pytest.param([USER, said(TextPart(text=""))], id="an empty answer"),
-        ],
-    )
-    def test_is_as_the_sdk_wants_it(self, base_url: str, messages: list[Message]) -> None:
-        full = request(
-            instructions="Be brief.", messages=messages, tools=[WEATHER], temperature=0.5, max_output_tokens=9
+    async def test_a_key_at_the_cut_is_none_in_part(self, provider: OpenAIProvider, endpoint: Endpoint) -> None:
+        for length in range(665, 700):
+            endpoint.tell(400, {"error": {"message": "x" * length + KEY}})
+            assert "sk-" not in str(await failing(provider, request(endpoint.url)))
+
+    async def test_a_broken_connection_passes(self, provider: OpenAIProvider, endpoint: Endpoint) -> None:
+        error = await failing(provider, request(endpoint.url))
+        assert error.failure == RETRY
+        assert endpoint.url in str(error)
+
+    async def test_a_page_instead_of_a_completion_passes(self, provider: OpenAIProvider, endpoint: Endpoint) -> None:
+        endpoint.tell(body=b"<h1>Sign in</h1>")
+        error = await failing(provider, request(endpoint.url))
+        assert (error.failure, str(error)) == (
+            RETRY,
+            "model gpt: the endpoint answered 200 with no chat completion: <h1>Sign in</h1>",
         )
-        assert is_as_the_sdk_wants(make_request(full, base_url))
+
+    async def test_one_client_per_endpoint_and_key(self, provider: OpenAIProvider, endpoint: Endpoint) -> None:
+        for key in (KEY, "another", KEY):
+            endpoint.tell(body=COMPLETION)
+            await provider.complete(request(endpoint.url, Credentials(api_key=key)))
+        assert [asked.headers["Authorization"] for asked in endpoint.asked] == [
+            f"Bearer {KEY}",
+            "Bearer another",
+            f"Bearer {KEY}",
+        ]
+        assert len(provider._clients) == 2
+
+
+class TestAzure:
+    async def test_the_deployment_is_in_the_path_and_the_key_in_a_header_of_its_own(
+        self, provider: OpenAIProvider, endpoint: Endpoint
+    ) -> None:
+        endpoint.tell(body=COMPLETION)
+        azure: dict[str, Any] = {"provider": "AzureOpenAI", "deployment": "our-gpt", "api_version": "2026-01-01"}
+        assert await provider.complete(request(endpoint.url, **azure)) == ANSWER
+        (asked,) = endpoint.asked
+        assert asked.path == "/openai/deployments/our-gpt/chat/completions"
+        assert asked.headers["api-key"] == KEY
+        assert "Authorization" not in asked.headers
+
+    async def test_the_scripted_model(self, provider: OpenAIProvider, scripted: ScriptedModel) -> None:
+        await scripted.script("our-gpt", {"text": "No."})
+        azure: dict[str, Any] = {"provider": "AzureOpenAI", "deployment": "our-gpt", "api_version": "2026-01-01"}
+        answer = await provider.complete(request(scripted.url, **azure))
+        assert answer.parts == [TextPart(text="No.")]
+        (recorded,) = await scripted.requests()
+        assert recorded["apiVersion"] == "2026-01-01"
 
     @pytest.mark.parametrize(
-        "body",
+        ("name", "deployment"),
         [
-            pytest.param(
-                {"model": "m", "messages": [{"role": "user", "content": "x", "sender": "me"}]}, id="unknown key"
-            ),
-            pytest.param({"model": "m", "messages": [], "maxTokens": 3}, id="unknown parameter"),
+            pytest.param("our-embedding", "our-embedding", id="of a deployment of its own"),
+            pytest.param("gpt", "our-gpt", id="of the model's own"),
         ],
     )
-    def test_and_what_is_not_would_be_noticed(self, body: Json) -> None:
-        assert not is_as_the_sdk_wants(body)
-
-    def test_each_result_is_a_message_right_after_its_call(self) -> None:
-        assert make_messages(None, [said(TextPart(text="Let me see."), CALL, OTHER), RESULTS]) == [
-            {
-                "role": "assistant",
-                "content": "Let me see.",
-                "tool_calls": [
-                    {
-                        "id": "call_1_0",
-                        "type": "function",
-                        "function": {"name": "weather", "arguments": '{"city": "Ubud"}'},
-                    },
-                    {"id": "call_1_1", "type": "function", "function": {"name": "weather", "arguments": "oops"}},
-                ],
-            },
-            {"role": "tool", "tool_call_id": "call_1_0", "content": "sunny"},
-            {"role": "tool", "tool_call_id": "call_1_1", "content": "no"},
-        ]
-
-    def test_calls_without_words_have_no_content(self) -> None:
-        (message,) = make_messages(None, [said(CALL)])
-        assert message["content"] is None
+    async def test_an_embedding(
+        self, provider: OpenAIProvider, scripted: ScriptedModel, name: str, deployment: str
+    ) -> None:
+        azure = model(scripted.url, provider="AzureOpenAI", deployment="our-gpt", api_version="2026-01-01")
+        await provider.embed(azure, Credentials(api_key=KEY), name, "Will it rain?")
+        (recorded,) = await scripted.requests()
+        assert recorded["path"] == f"/openai/deployments/{deployment}/embeddings"
 
 
-def completion(message: Json, finish_reason: str | None = "stop", **more: Any) -> bytes:
-    choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", **message}}
-    usage = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
-    return json.dumps({"id": "c1", "object": "chat.completion", "choices": [choice], "usage": usage, **more}).encode()
+class TestEmbeddings:
+    async def test_of_the_scripted_model(self, provider: OpenAIProvider, scripted: ScriptedModel) -> None:
+        embedding = await provider.embed(
+            model(f"{scripted.url}/v1"), Credentials(), "text-embedding-3-small", "Will it rain?"
+        )
+        assert len(embedding.vector) == 256
+        assert sum(value * value for value in embedding.vector) == pytest.approx(1.0)
+        assert embedding.usage.input_tokens > 0
+        (recorded,) = await scripted.requests()
+        assert recorded["body"] == {
+            "model": "text-embedding-3-small",
+            "input": ["Will it rain?"],
+            "encoding_format": "float",
+        }
+
+    async def test_an_error(self, provider: OpenAIProvider, endpoint: Endpoint) -> None:
+        endpoint.tell(404, {"error": f"no such model, {KEY}"})
+        with pytest.raises(ModelCallError, match=r"^model e5: 404: no such model, \[key\]$") as raised:
+            await provider.embed(model(endpoint.url), Credentials(api_key=KEY), "e5", "Will it rain?")
+        assert raised.value.failure == FINAL
+
+    async def test_no_embedding(self, provider: OpenAIProvider, endpoint: Endpoint) -> None:
+        endpoint.tell(body={"data": []})
+        with pytest.raises(ModelCallError, match="answered 200 with no embedding") as raised:
+            await provider.embed(model(endpoint.url), Credentials(api_key=KEY), "e5", "Will it rain?")
+        assert raised.value.failure == RETRY
 
 
-def calling(name: str, arguments: Any) -> Json:
-    return {"id": "call_0", "type": "function", "function": {"name": name, "arguments": arguments}}
+class TestIdentity:
+    """A projected token is exchanged for one of OpenAI's, at an address that is the SDK's constant."""
 
+    @pytest.fixture
+    def asked(self, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModelRequest:
+        defaults = WorkloadIdentityAuth.__init__.__kwdefaults__
+        assert defaults is not None
+        monkeypatch.setitem(defaults, "token_exchange_url", f"{endpoint.url}/oauth/token")
+        (tmp_path / "token").write_text(f"{TOKEN}\n")
+        identity = IdentitySnapshot(
+            audience="openai", parameters={"identityProviderID": "idp_1", "serviceAccountID": "sa_1"}
+        )
+        return request(
+            f"{endpoint.url}/v1", Credentials(identity_token=tmp_path / "token"), identity=identity, provider="OpenAI"
+        )
 
-def answer(text: str, *calls: tuple[str, str], failure: tuple[Reason, str] | None = None) -> ModelAnswer:
-    return ModelAnswer(
-        text=text,
-        calls=[RequestedCall(*call) for call in calls],
-        input_tokens=12,
-        output_tokens=3,
-        failure=Failure(reason=failure[0], message=failure[1]) if failure else None,
-    )
+    async def test_the_token_is_exchanged_once(
+        self, provider: OpenAIProvider, endpoint: Endpoint, asked: ModelRequest
+    ) -> None:
+        endpoint.tell(body={"access_token": EXCHANGED, "expires_in": 3600})
+        endpoint.tell(body=COMPLETION)
+        endpoint.tell(body=COMPLETION)
+        assert await provider.complete(asked) == ANSWER
+        assert await provider.complete(asked) == ANSWER
+        exchange, *calls = endpoint.asked
+        assert exchange.path == "/oauth/token"
+        assert exchange.body["subject_token"] == TOKEN
+        assert (exchange.body["identity_provider_id"], exchange.body["service_account_id"]) == ("idp_1", "sa_1")
+        assert [call.headers["Authorization"] for call in calls] == [f"Bearer {EXCHANGED}"] * 2
 
+    @pytest.mark.parametrize("status", [400, 401, 403])
+    async def test_an_identity_that_is_refused_is_final(
+        self, provider: OpenAIProvider, endpoint: Endpoint, asked: ModelRequest, status: int
+    ) -> None:
+        endpoint.tell(status, {"error": "invalid_grant", "error_description": f"no trust in {TOKEN}"})
+        error = await failing(provider, asked)
+        assert (error.failure, str(error)) == (
+            FINAL,
+            f"model gpt: the pod's identity was refused: {status}: no trust in [key]",
+        )
 
-TRUNCATED = (Reason.OUTPUT_TRUNCATED, "The model stopped at its output limit; raise parameters.maxOutputTokens")
-FILTERED = (Reason.CONTENT_FILTER, "The provider's content filter stopped the answer")
+    async def test_an_exchange_that_is_down_passes(
+        self, provider: OpenAIProvider, endpoint: Endpoint, asked: ModelRequest
+    ) -> None:
+        endpoint.tell(503, {"error": TOKEN})
+        assert (await failing(provider, asked)).failure == RETRY
 
+    async def test_an_exchange_without_an_answer_passes(
+        self, provider: OpenAIProvider, endpoint: Endpoint, asked: ModelRequest
+    ) -> None:
+        assert (await failing(provider, asked)).failure == RETRY
 
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        pytest.param(completion({"content": "No."}), answer("No."), id="stop: an answer"),
-        pytest.param(completion({"content": None}), answer(""), id="stop: with nothing said"),
-        pytest.param(completion({}), answer(""), id="stop: with no content at all"),
-        pytest.param(completion({"content": "No."}, None), answer("No."), id="no reason given"),
-        pytest.param(completion({"content": "No."}, "eos"), answer("No."), id="a reason of another server"),
-        pytest.param(
-            completion({"content": None, "tool_calls": [calling("weather", '{"city":"Ubud"}')]}, "tool_calls"),
-            answer("", ("weather", '{"city":"Ubud"}')),
-            id="tool_calls",
-        ),
-        pytest.param(
-            completion({"content": "Hm.", "tool_calls": [calling("a", "{}"), calling("b", "{}")]}, "stop"),
-            answer("Hm.", ("a", "{}"), ("b", "{}")),
-            id="tool calls, though the reason is another (Ollama)",
-        ),
-        pytest.param(
-            completion({"content": "x", "tool_calls": []}, "tool_calls"), answer("x"), id="no calls after all"
-        ),
-        pytest.param(
-            completion({"tool_calls": [{"id": "c", "function": {"name": "a", "arguments": "{}"}}]}, "tool_calls"),
-            answer("", ("a", "{}")),
-            id="a tool call without a type",
-        ),
-        pytest.param(
-            completion({"tool_calls": [calling("a", {"city": "Ubud"})]}, "tool_calls"),
-            answer("", ("a", '{"city":"Ubud"}')),
-            id="arguments as an object",
-        ),
-        pytest.param(completion({"tool_calls": [calling("a", None)]}), answer("", ("a", "")), id="no arguments"),
-        pytest.param(
-            completion({"tool_calls": [{"id": "c", "type": "custom", "custom": {"name": "a", "input": "x"}}]}),
-            answer(""),
-            id="a tool call of a kind that was not offered",
-        ),
-        pytest.param(completion({"content": "Once"}, "length"), answer("Once", failure=TRUNCATED), id="length"),
-        pytest.param(
-            completion({"content": "Once", "tool_calls": [calling("a", '{"ci')]}, "length"),
-            answer("Once", failure=TRUNCATED),
-            id="length: a call that was cut is not run",
-        ),
-        pytest.param(
-            completion({"content": None}, "content_filter"), answer("", failure=FILTERED), id="content_filter"
-        ),
-        pytest.param(
-            completion({"content": None, "refusal": "I can't help with that."}),
-            answer("", failure=(Reason.MODEL_REFUSED, "I can't help with that.")),
-            id="a refusal",
-        ),
-        pytest.param(
-            completion(
-                {"content": [{"type": "thinking"}, {"type": "text", "text": "N"}, {"type": "text", "text": "o"}]}
-            ),
-            answer("No"),
-            id="content in parts (Mistral)",
-        ),
-        pytest.param(
-            b'{"choices":[{"message":{"content":"a\\ud83eb"}}],"usage":{"prompt_tokens":12,"completion_tokens":3}}',
-            answer("a?b"),
-            id="half an emoji",
-        ),
-    ],
-)
-def test_a_completion_is_read(body: bytes, expected: ModelAnswer) -> None:
-    assert read_completion(body) == expected
+    async def test_a_token_that_is_not_there_yet_passes(
+        self, provider: OpenAIProvider, asked: ModelRequest, tmp_path: Path
+    ) -> None:
+        (tmp_path / "token").unlink()
+        error = await failing(provider, asked)
+        assert error.failure == RETRY
+        assert "Failed to read the token file" in str(error)
 
-
-def test_every_finish_reason_of_the_sdk_is_among_them() -> None:
-    """`function_call` is of functions, which tools have replaced; none are offered."""
-    known = get_args(Choice.model_fields["finish_reason"].annotation)
-    assert set(known) == {"stop", "length", "tool_calls", "content_filter", "function_call"}
+    async def test_an_exchanged_token_that_is_repeated_is_not_told(
+        self, provider: OpenAIProvider, endpoint: Endpoint, asked: ModelRequest
+    ) -> None:
+        endpoint.tell(body={"access_token": EXCHANGED, "expires_in": 3600})
+        endpoint.tell(403, {"error": {"message": f"{EXCHANGED} may not"}})
+        error = await failing(provider, asked)
+        assert (error.failure, str(error)) == (FINAL, "model gpt: 403: [key] may not")
 
 
 @pytest.mark.parametrize(
-    ("usage", "tokens"),
+    ("base_url", "environment", "expected"),
     [
-        pytest.param(None, (0, 0), id="none"),
-        pytest.param({}, (0, 0), id="empty"),
-        pytest.param({"prompt_tokens": None, "completion_tokens": 3}, (0, 3), id="half of it"),
+        pytest.param(None, None, True, id="OpenAI's own"),
+        pytest.param("https://api.openai.com/v1", None, True, id="by its name"),
+        pytest.param("https://API.openai.com/v1", None, True, id="in other letters"),
+        pytest.param("http://ollama.models:11434/v1", None, False, id="another"),
+        pytest.param("https://api.openai.com.example/v1", None, False, id="a host that only begins like it"),
+        pytest.param(None, "http://ollama.models:11434/v1", False, id="another by the environment"),
     ],
 )
-def test_usage_may_be_missing(usage: Json | None, tokens: tuple[int, int]) -> None:
-    read = read_completion(completion({"content": "No."}, usage=usage))
-    assert (read.input_tokens, read.output_tokens) == tokens
+def test_whose_the_endpoint_is(
+    base_url: str | None, environment: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if environment:
+        monkeypatch.setenv("OPENAI_BASE_URL", environment)
+    assert is_openai(model(base_url)) is expected
+    assert OpenAIProvider().takes_schema(model(base_url), SCHEMA) is expected
+    assert not OpenAIProvider().takes_schema(model(base_url), {"type": "object"})
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        pytest.param(b"<html>\n<h1>Sign in</h1>\n</html>", "<html> <h1>Sign in</h1> </html>", id="a page"),
-        pytest.param(b"", "(no words)", id="nothing"),
-        pytest.param(b"null", "None", id="null"),
-        pytest.param(b"[1]", "[1]", id="a list"),
-        pytest.param(b'{"choices": []}', "{'choices': []}", id="no choices"),
-        pytest.param(b'{"choices": [{}]}', "{'choices': [{}]}", id="a choice without a message"),
-        pytest.param(b'{"error": {"message": "overloaded", "code": 502}}', "overloaded", id="an error (OpenRouter)"),
-        pytest.param(b"\xff\xfe", "\N{REPLACEMENT CHARACTER}" * 2, id="bytes"),
-    ],
-)
-def test_what_is_no_completion_is_an_error_in_the_words_of_the_endpoint(body: bytes, words: str) -> None:
-    with pytest.raises(ValueError, match="answered 200 with no chat completion") as raised:
-        read_completion(body)
-    assert str(raised.value).endswith(f": {words}")
-
-
-def test_an_answer_that_was_broken_off_is_an_error() -> None:
-    with pytest.raises(ValueError, match="insufficient_system_resource"):
-        read_completion(completion({"content": "Once upon a"}, "insufficient_system_resource"))
-
-
-@pytest.mark.parametrize(
-    ("body", "code", "words"),
-    [
-        pytest.param(
-            b'{"error": {"message": "Incorrect API key.", "code": "invalid_api_key"}}',
-            None,
-            "Incorrect API key.",
-            id="OpenAI",
-        ),
-        pytest.param(
-            b'{"error": {"message": "No more.", "type": "insufficient_quota", "code": null}}',
-            "insufficient_quota",
-            "No more.",
-            id="the code in the type",
-        ),
-        pytest.param(b'{"error": {"message": "x", "code": 404}}', None, "x", id="a code that is a number"),
-        pytest.param(b'{"error": "model not found"}', None, "model not found", id="a text (Ollama)"),
-        pytest.param(b'{"message": "no Route matched"}', None, "no Route matched", id="a gateway (Kong)"),
-        pytest.param(b'{"detail": "Not Found"}', None, "Not Found", id="FastAPI (vLLM)"),
-        pytest.param(b"<html>\n  502 Bad Gateway</html>", None, "<html> 502 Bad Gateway</html>", id="a page"),
-        pytest.param(b"", None, "(no words)", id="nothing"),
-        pytest.param(b'{"error": {}}', None, "{}", id="an empty error"),
-        pytest.param(b'"\\ud800"', None, "\ud800", id="half an emoji"),
-        pytest.param(b"x" * 5000, None, "x" * 600, id="a lot"),
-    ],
-)
-def test_an_error_is_read(body: bytes, code: str | None, words: str) -> None:
-    assert read_error(body) == (code, words)
+def test_azure_takes_less_of_a_schema() -> None:
+    azure = model("https://shop.openai.azure.com", provider="AzureOpenAI")
+    bounded = {**SCHEMA, "properties": {"city": {"type": "string", "pattern": "^[A-Z]"}}}
+    assert OpenAIProvider().takes_schema(azure, SCHEMA)
+    assert not OpenAIProvider().takes_schema(azure, bounded)
+    assert OpenAIProvider().takes_schema(model(None), bounded)
 
 
 @pytest.mark.parametrize(

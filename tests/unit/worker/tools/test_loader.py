@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from dalang.tools import ToolFunction
-from dalang_api.contract import ImportFailure
+from dalang import InstructionsFunction, ToolFunction
+from dalang_api.contract import Catalogue, ImportFailure
 from dalang_worker.tools.loader import load_tools
 
 FINE = "from dalang import tool\n\n@tool\ndef refund(order: str) -> str:\n    'Refund.'\n    return order\n"
@@ -86,4 +86,15 @@ def test_the_folder_comes_before_everything_else(folder: Path, registry: dict[st
 
 
 def test_without_modules_there_are_no_tools(registry: dict[str, ToolFunction]) -> None:
-    assert load_tools([], None).model_dump() == {"tools": [], "failures": []}
+    assert load_tools([], None) == Catalogue(tools=[], failures=[], instructions=[])
+
+
+def test_instructions_are_in_the_catalogue_by_name(
+    folder: Path, registry: dict[str, ToolFunction], prompt_registry: dict[str, InstructionsFunction]
+) -> None:
+    (folder / "shop_prompts.py").write_text(
+        "from dalang import instructions\n\n"
+        "@instructions(name='polite')\ndef b() -> str:\n    return 'Be polite.'\n\n"
+        "@instructions\nasync def brief() -> str:\n    return 'Be brief.'\n"
+    )
+    assert load_tools(["shop_prompts"], folder) == Catalogue(tools=[], failures=[], instructions=["brief", "polite"])

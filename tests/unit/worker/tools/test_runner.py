@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from dalang import tool
-from dalang.tools import ToolFunction
+from dalang import Context, InstructionsFunction, ToolError, ToolFunction, instructions, tool
 from dalang_worker.tools.runner import HELD_UP_AFTER_SECONDS, ToolRaisedError, ToolRunner
 
 Register = Callable[[Callable[..., Any]], ToolFunction]
@@ -40,6 +39,8 @@ class Unspeakable(Exception):
 
 RAISED = [
     pytest.param(LookupError("no such order"), "LookupError: no such order", id="an exception"),
+    pytest.param(ToolError("No such order."), "No such order.", id="an error for the model, in its words alone"),
+    pytest.param(ToolError(""), "ToolError", id="an error for the model without words"),
     pytest.param(ValueError(), "ValueError", id="an exception without words"),
     pytest.param(SystemExit(3), "SystemExit: 3", id="the wish to leave"),
     pytest.param(KeyboardInterrupt(), "KeyboardInterrupt", id="an interrupt"),
@@ -50,7 +51,70 @@ RAISED = [
 ]
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize(
+    ("error", "is_retryable"),
+    [
+        pytest.param(ToolError("busy", retryable=True), True, id="an error that asks for it"),
+        pytest.param(ToolError("gone"), False, id="one that does not"),
+        pytest.param(TimeoutError(), False, id="any other"),
+    ],
+)
+async def test_what_asks_for_another_attempt_is_marked(
+    runner: ToolRunner, register: Register, is_async: bool, error: Exception, is_retryable: bool
+) -> None:
+    def fail() -> None:
+        raise error
+
+    async def fail_too() -> None:
+        raise error
+
+    with pytest.raises(ToolRaisedError) as raised:
+        await runner.run(register(fail_too if is_async else fail), {})
+    assert raised.value.is_retryable is is_retryable
+
+
+async def test_instructions_run_as_tools_do(
+    runner: ToolRunner, prompt_registry: dict[str, InstructionsFunction]
+) -> None:
+    @instructions
+    def brief(context: Context) -> str:
+        return f"Be brief, {context['name']}."
+
+    @instructions
+    async def polite() -> str:
+        return "Be polite."
+
+    context = Context({"name": "Ada"})
+    told = [await runner.run(made, made.with_context({}, context)) for made in prompt_registry.values()]
+    assert told == ["Be brief, Ada.", "Be polite."]
+
+
 class TestSync:
+    @pytest.mark.parametrize("delay", [0.0, 0.01])
+    async def test_a_coroutine_it_returns_is_awaited(
+        self, runner: ToolRunner, register: Register, delay: float
+    ) -> None:
+        async def slow(number: int) -> tuple[int, str]:
+            await asyncio.sleep(delay)
+            return number, threading.current_thread().name
+
+        def disguised(number: int) -> Any:
+            return slow(number)
+
+        assert await runner.run(register(disguised), {"number": 3}) == (3, "tools-0")
+
+    async def test_what_a_coroutine_it_returns_raises_is_told(self, runner: ToolRunner, register: Register) -> None:
+        async def fail() -> None:
+            raise ToolError("busy", retryable=True)
+
+        def disguised() -> Any:
+            return fail()
+
+        with pytest.raises(ToolRaisedError, match=r"^busy$") as raised:
+            await runner.run(register(disguised), {})
+        assert raised.value.is_retryable
+
     async def test_a_tool_runs_in_a_thread_of_its_own(self, runner: ToolRunner, register: Register) -> None:
         def where(city: str) -> tuple[str, str]:
             return city, threading.current_thread().name

@@ -5,7 +5,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from dalang_operator.kinds.agentpool.desired import WorkerSettings, build_of, make_deployment, make_tools_copy
+from dalang_operator.kinds.agentpool.desired import (
+    Credentials,
+    WorkerSettings,
+    build_of,
+    make_deployment,
+    make_tools_copy,
+    mounted_credentials,
+)
 from dalang_operator.kinds.agentpool.plan import (
     Action,
     ApplyDeployment,
@@ -32,7 +39,7 @@ LONG = NOW - timedelta(minutes=11)
 
 
 def deployment(
-    owner: Json, *, replicas: int, ready: int = 0, secrets: frozenset[str] = frozenset(), copy: Json | None = None
+    owner: Json, *, replicas: int, ready: int = 0, credentials: Credentials | None = None, copy: Json | None = None
 ) -> Json:
     """The pool's Deployment as the API server has it: applied, defaulted, rolled out."""
     made = make_deployment(
@@ -40,7 +47,7 @@ def deployment(
         WORKER,
         build=build_of(owner, copy, WORKER),
         tools_copy=copy["metadata"]["name"] if copy else None,
-        secrets=secrets,
+        credentials=credentials or Credentials(),
     )
     made["metadata"] |= {"uid": "uid-deployment", "generation": 1, "resourceVersion": "20"}
     made["spec"]["replicas"] = replicas
@@ -226,21 +233,34 @@ def test_copies_that_no_worker_mounts_are_deleted_once_the_rollout_is_over() -> 
     assert plan(replace(given, deployment=rolling)).actions[1:] == ()
 
 
-def test_a_secret_more_rolls_the_pods_and_one_less_does_not() -> None:
-    """A run may still use the one by its snapshot; it goes when something else rolls."""
+def needs(*secrets: str, audiences: tuple[str, ...] = ()) -> Credentials:
+    return Credentials(frozenset(secrets), frozenset(audiences))
 
-    def mounted(given: Observed) -> list[str] | None:
-        applied = [action for action in plan(given).actions if isinstance(action, ApplyDeployment)]
-        if not applied:
-            return None
-        volumes = applied[0].body["spec"]["template"]["spec"].get("volumes", [])
-        return [volume["secret"]["secretName"] for volume in volumes]
 
-    with_a = deployment(known(), replicas=1, ready=1, secrets=frozenset({"a"}))
-    assert mounted(observed(known(), deployment=with_a, secrets=frozenset({"a"}), **RUNNING)) is None
-    assert mounted(observed(known(), deployment=with_a, secrets=frozenset({"b"}), **RUNNING)) == ["a", "b"]
-    assert mounted(observed(known(), deployment=with_a, secrets=frozenset(), **RUNNING)) is None
-    assert mounted(observed(known(image="x"), deployment=with_a, secrets=frozenset({"b"}), **RUNNING)) == ["b"]
+@pytest.mark.parametrize(
+    ("owner", "needed", "mounted"),
+    [
+        pytest.param(known(), needs("a"), None, id="what is needed is mounted"),
+        pytest.param(known(), needs("b"), needs("a", "b"), id="a Secret more rolls the pods"),
+        pytest.param(known(), needs(), None, id="a Secret less rolls nothing"),
+        pytest.param(known(), needs(audiences=("x",)), needs("a", audiences=("x",)), id="a token more rolls the pods"),
+        pytest.param(known(image="x"), needs("b"), needs("b"), id="when something else rolls, what nobody names goes"),
+    ],
+)
+def test_credentials(owner: Json, needed: Credentials, mounted: Credentials | None) -> None:
+    """A run may still use a Secret that no model names any more, by its snapshot."""
+    with_a = deployment(known(), replicas=1, ready=1, credentials=needs("a"))
+    steps = plan(observed(owner, deployment=with_a, credentials=needed, **RUNNING))
+    applied = [action for action in steps.actions if isinstance(action, ApplyDeployment)]
+    assert [mounted_credentials(action.body) for action in applied] == ([mounted] if mounted else [])
+
+
+def test_capabilities_that_no_process_could_be_started_with_are_not_rolled_out() -> None:
+    """What runs goes on running."""
+    server = {"name": "s", "stdio": {"command": "c", "args": ["x" * 4096] * 30}}
+    owner = {**known(), "spec": {"mcpServers": [server]}}
+    given = observed(owner, deployment=deployment(known(), replicas=1, ready=1), **RUNNING)
+    assert [summary(action) for action in plan(given).actions] == [("status", "InvalidSpec", 1, 1)]
 
 
 def test_a_field_edited_by_hand_is_applied_again() -> None:

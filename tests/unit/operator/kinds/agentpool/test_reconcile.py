@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from dalang_operator.kinds.agentpool.desired import WorkerSettings
+from dalang_operator.kinds.agentpool.desired import Credentials, WorkerSettings, mounted_credentials
 from dalang_operator.kinds.agentpool.plan import Settings
 from dalang_operator.kinds.agentpool.reconcile import PoolFacts, PoolReconciler
 from dalang_operator.kube.errors import AlreadyExists, Forbidden, NotFound
@@ -49,8 +49,9 @@ class FakeKube:
         return self._keep(resource, {**body, "metadata": {**body["metadata"], "uid": f"uid-{name}", "generation": 1}})
 
     async def patch(
-        self, resource: Resource, namespace: str, name: str, body: Json, subresource: str | None = None
+        self, resource: Resource, namespace: str, name: str, body: Json | list[Json], subresource: str | None = None
     ) -> Json:
+        assert isinstance(body, dict), "statuses without nulls are merged"
         self.writes.append((str(subresource), name))
         current = self.objects[(resource.plural, name)]
         if subresource == "scale":
@@ -181,3 +182,41 @@ async def test_the_last_worker_goes_only_when_temporal_has_nothing_left() -> Non
     world.now += timedelta(minutes=1)
     assert ("scale", "dalang-default") in await world.reconcile()
     assert world.kube.objects[("deployments", "dalang-default")]["spec"]["replicas"] == 0
+
+
+async def test_the_workers_get_what_models_servers_and_retrievers_of_the_pool_need() -> None:
+    """Not what a model needs that no agent of the pool names."""
+    world = World()
+    identity = {"workloadIdentity": {"audience": "anthropic", "anthropic": {}}}
+    world.cache.models.put(
+        model("gpt", secret="openai") | {"metadata": model()["metadata"] | {"resourceVersion": "11"}}
+    )
+    world.cache.models.put(model("claude", provider="Anthropic", auth=identity))
+    world.cache.models.put(model("emb", secret="embeddings"))
+    world.cache.models.put(model("stranger", secret="strangers"))
+    fresh = {"resourceVersion": "11"}
+    world.cache.agents.put(agent(metadata=fresh, fallbackModelRefs=[{"name": "claude"}, {"name": "not-there"}]))
+
+    def secret(name: str) -> Json:
+        return {"secretKeyRef": {"name": name, "key": "k"}}
+
+    http = {
+        "url": "http://w",
+        "headers": [{"name": "A", "value": "a"}, {"name": "B", "valueFrom": secret("header")}],
+        "bearerToken": secret("bearer"),
+    }
+    qdrant = {
+        "url": "http://q",
+        "collection": "c",
+        "apiKey": secret("qdrant"),
+        "embedding": {"modelRef": {"name": "emb"}},
+    }
+    servers = [
+        {"name": "weather", "streamableHTTP": http},
+        {"name": "files", "stdio": {"command": "c", "env": [{"name": "E", "valueFrom": secret("env")}]}},
+    ]
+    world.has("agentpools", pool(mcpServers=servers, retrievers=[{"name": "handbook", "qdrant": qdrant}]))
+    await world.reconcile()
+    deployment = world.kube.objects[("deployments", "dalang-default")]
+    secrets = {"openai", "embeddings", "header", "bearer", "env", "qdrant"}
+    assert mounted_credentials(deployment) == Credentials(frozenset(secrets), frozenset({"anthropic"}))

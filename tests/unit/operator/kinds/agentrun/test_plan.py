@@ -12,7 +12,6 @@ from dalang_operator.kinds.agentrun.plan import (
     Action,
     CancelWorkflow,
     DeleteRun,
-    EffectiveLimits,
     Observed,
     Plan,
     Settings,
@@ -20,15 +19,28 @@ from dalang_operator.kinds.agentrun.plan import (
     TerminateWorkflow,
     WakePool,
     WriteStatus,
-    limits,
     needs_look,
     plan,
 )
+from dalang_operator.kinds.reach import find_reach
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.resources import Json, ObjectKey
 from dalang_operator.kube.status import find_condition, parse_timestamp
 
-from tests.build import INSTALLATION, LONG_AGO, NOW, agent, at, finished_run, model, run, started_run
+from tests.build import (
+    INSTALLATION,
+    LONG_AGO,
+    NOW,
+    agent,
+    at,
+    config_map,
+    finished_run,
+    known,
+    model,
+    pool,
+    run,
+    started_run,
+)
 
 ID = f"{INSTALLATION}.shop.r1.uid-r1"
 POOL = ObjectKey("shop", "default")
@@ -36,15 +48,18 @@ OPEN = WorkflowView(WorkflowState.OPEN, "run-1")
 MISSING = WorkflowView(WorkflowState.MISSING)
 
 
-def observed(obj: Json | None, **facts: Any) -> Observed:
-    """A run with its agent, model and pool in place."""
-    defaults = {"agent": agent(), "model": model(), "pool_exists": True, "swept": True}
+def observed(obj: Json | None, *, there: tuple[Json, ...] = (agent(), model(), pool()), **facts: Any) -> Observed:
+    """A run, and what of agents, models and pools is there."""
+    found = known(*there)
+    its_agent = found.agents("helper")
     return Observed(
         key=ObjectKey("shop", "r1"),
         settings=Settings(INSTALLATION, timedelta(hours=24)),
         now=NOW,
         run=obj,
-        **{**defaults, **facts},
+        agent=its_agent,
+        reach=find_reach(its_agent, found) if its_agent else None,
+        **{"swept": True, **facts},
     )
 
 
@@ -84,37 +99,87 @@ REPORT = contract.RunReport(
 )
 
 
+FROM_MAP = agent(instructionsFrom={"configMapKeyRef": {"name": "prompts", "key": "helper"}})
+REFUNDS = [{"name": "refunds", "agentRef": {"name": "refunds"}}]
+
+
+def chain(count: int) -> list[Json]:
+    """So many agents, each of which calls the next."""
+    names = ["helper", *(f"a{number}" for number in range(1, count))]
+    following = [*names[1:], names[0]]
+    return [
+        agent(name, tools=[{"name": "next", "agentRef": {"name": other}}])
+        for name, other in zip(names, following, strict=True)
+    ]
+
+
 @pytest.mark.parametrize(
     ("given", "actions"),
     [
         pytest.param(observed(run()), [WAKE, START], id="a new run wakes its pool and is started"),
         pytest.param(
-            observed(run(), pool_exists=False), [WAKE, START], id="the default pool is made, so nothing waits for it"
+            observed(run(), there=(agent(), model())),
+            [WAKE, START],
+            id="the default pool is made, so nothing waits for it",
         ),
         pytest.param(
-            observed(run(), agent=agent(poolRef={"name": "gpu"})),
+            observed(run(), there=(agent(poolRef={"name": "gpu"}), model(), pool("gpu"))),
             [WakePool(ObjectKey("shop", "gpu")), ("start", ID, f"{INSTALLATION}.shop.gpu", "uid-r1")],
             id="the agent's pool is the workflow's queue",
         ),
         pytest.param(
-            observed(run(), agent=None, model=None),
+            observed(run(), there=()),
             [("status", "Pending", "AgentNotFound", None, False)],
             id="without its agent a run waits",
         ),
         pytest.param(
-            observed(run(), model=None),
+            observed(run(), there=(agent(), pool())),
             [("status", "Pending", "ModelNotFound", None, False)],
             id="without the agent's model it waits",
         ),
         pytest.param(
-            observed(run(), agent=agent(poolRef={"name": "gpu"}), pool_exists=False),
+            observed(run(), there=(agent(poolRef={"name": "gpu"}), model())),
             [("status", "Pending", "PoolNotFound", None, False)],
             id="without the agent's pool it waits",
         ),
         pytest.param(
-            observed(run(), agent=agent(instructions="x" * contract.SNAPSHOT_MAX_BYTES)),
+            observed(run(), there=(agent(instructions="x" * contract.SNAPSHOT_MAX_BYTES), model())),
             [("status", "Failed", "InvalidSpec", "InvalidSpec", True)],
             id="a snapshot that is too large fails for good",
+        ),
+        pytest.param(
+            observed(run(), there=(*chain(contract.SNAPSHOT_MAX_AGENTS + 1), model())),
+            [("status", "Failed", "InvalidSpec", "InvalidSpec", True)],
+            id="one of too many agents, too",
+        ),
+        pytest.param(
+            observed(
+                run(), there=(FROM_MAP, model()), config_maps={"prompts": config_map("prompts", helper="x" * 32769)}
+            ),
+            [("status", "Failed", "InvalidSpec", "InvalidSpec", True)],
+            id="so do instructions in a ConfigMap that are too long",
+        ),
+        pytest.param(
+            observed(run(), there=(FROM_MAP, model()), config_maps={"prompts": None}),
+            [("status", "Pending", "ConfigMapNotFound", None, False)],
+            id="without the ConfigMap of the instructions it waits",
+        ),
+        pytest.param(
+            observed(run(), there=(FROM_MAP, model()), config_maps={"prompts": config_map("prompts", helper="Hi")}),
+            [WAKE, START],
+            id="with it, it starts",
+        ),
+        pytest.param(
+            observed(run(), there=(agent(tools=REFUNDS), model())),
+            [("status", "Pending", "AgentNotFound", None, False)],
+            id="without an agent in reach it waits",
+        ),
+        pytest.param(
+            observed(
+                run(), there=(agent(tools=REFUNDS), agent("refunds", poolRef={"name": "gpu"}), model(), pool("gpu"))
+            ),
+            [WAKE, WakePool(ObjectKey("shop", "gpu")), START],
+            id="every pool in reach is woken",
         ),
         pytest.param(
             observed(run(), workflow=OPEN),
@@ -122,13 +187,13 @@ REPORT = contract.RunReport(
             id="a workflow that is there is noted",
         ),
         pytest.param(
-            observed(run(), workflow=OPEN, agent=None),
+            observed(run(), workflow=OPEN, there=()),
             [],
             id="a start that was not noted is left to the report when the agent is gone",
         ),
         pytest.param(observed(started_run()), [], id="a running run is left alone"),
         pytest.param(
-            observed(started_run(), agent=None, model=None, pool_exists=False),
+            observed(started_run(), there=()),
             [],
             id="a running run needs its agent no more",
         ),
@@ -302,8 +367,9 @@ def test_stalled_goes_when_the_code_works_again_and_not_before_a_sweep_has_looke
 def test_each_written_status_is_a_fixpoint() -> None:
     """Planning again with the status just written writes the same status, so no second write."""
     for given in (
-        observed(run(), agent=None, model=None),
-        observed(run(), model=None),
+        observed(run(), there=()),
+        observed(run(), there=(agent(),)),
+        observed(run(), there=(FROM_MAP, model()), config_maps={"prompts": None}),
         observed(started_run(limits={"timeout": "2h"}), problem="cause=x"),
     ):
         [write] = plan(given).actions
@@ -326,83 +392,28 @@ def test_temporal_is_asked_first_only_where_it_must_be(obj: Json, cancel_sent: d
     assert needs_look(obj, cancel_sent) is expected
 
 
+def test_a_missing_config_map_is_looked_for_again_since_nothing_watches_it() -> None:
+    given = observed(run(), there=(FROM_MAP, model()), config_maps={"prompts": None})
+    assert plan(given).requeue_after == 10.0
+    assert plan(observed(run(), there=())).requeue_after is None
+
+
 @pytest.mark.parametrize(
-    ("agents", "own", "expected"),
+    ("there", "agents"),
     [
-        pytest.param({}, {}, EffectiveLimits(20, timedelta(hours=1)), id="the defaults"),
-        pytest.param({"maxTurns": 50}, {}, EffectiveLimits(50, timedelta(hours=1)), id="an agent may raise a default"),
+        pytest.param((agent(), model()), [("helper", "default")], id="a plain agent"),
         pytest.param(
-            {"maxTurns": 5, "timeout": "10m"},
-            {"maxTurns": 9, "timeout": "30s"},
-            EffectiveLimits(5, timedelta(seconds=30)),
-            id="of two the lower",
+            (agent(tools=REFUNDS), agent("refunds", poolRef={"name": "gpu"}), model(), pool("gpu")),
+            [("helper", "default"), ("refunds", "gpu")],
+            id="every agent in reach, with its pool",
         ),
+        pytest.param((agent(tools=REFUNDS),), [("helper", "default")], id="at least its own, if others are gone since"),
     ],
 )
-def test_limits(agents: Json, own: Json, expected: EffectiveLimits) -> None:
-    assert limits(agent(limits=agents), run(limits=own)) == expected
-
-
-def test_the_snapshot_has_what_the_worker_needs_and_no_secret() -> None:
-    """The agent's parameters win over the model's; a tool without a function's name is the function of its own name."""
-    given = observed(
-        run(
-            messages=[
-                {"role": "User", "content": "a"},
-                {"role": "Assistant", "content": "b"},
-                {"role": "User", "content": "c"},
-            ]
-        ),
-        agent=agent(
-            instructions="Be kind.",
-            parameters={"temperature": "0.2"},
-            tools=[{"name": "weather", "function": {}}, {"name": "pay", "function": {"name": "shop.pay"}}],
-        ),
-        model=model(
-            secret="openai", parameters={"temperature": "1", "maxOutputTokens": 9}, openAI={"baseURL": "http://m"}
-        ),
-    )
-    start = plan(given).actions[-1]
-    assert isinstance(start, StartWorkflow)
-    assert start.run_input.model_dump(exclude_none=True) == {
-        "agent": "helper",
-        "messages": [
-            {"role": "user", "parts": [{"type": "text", "text": "a"}]},
-            {"role": "assistant", "parts": [{"type": "text", "text": "b"}]},
-            {"role": "user", "parts": [{"type": "text", "text": "c"}]},
-        ],
-        "max_turns": 20,
-        "timeout_seconds": 3600.0,
-        "snapshot": {
-            "agents": [
-                {
-                    "name": "helper",
-                    "uid": "uid-helper",
-                    "generation": 1,
-                    "queue": f"{INSTALLATION}.shop.default",
-                    "model": "gpt",
-                    "instructions": "Be kind.",
-                    "tools": [
-                        {"name": "weather", "function": "weather"},
-                        {"name": "pay", "function": "shop.pay"},
-                    ],
-                    "temperature": "0.2",
-                    "max_output_tokens": 9,
-                }
-            ],
-            "models": [
-                {
-                    "name": "gpt",
-                    "uid": "uid-gpt",
-                    "generation": 1,
-                    "provider": "OpenAI",
-                    "model": "gpt-5",
-                    "base_url": "http://m",
-                    "api_key": {"name": "openai", "key": "api-key"},
-                }
-            ],
-        },
-    }
+def test_the_first_status_names_agents_and_pools(there: tuple[Json, ...], agents: list[tuple[str, str]]) -> None:
+    [write] = plan(observed(run(), there=there, workflow=OPEN)).actions
+    assert isinstance(write, WriteStatus)
+    assert [(found["name"], found["pool"]) for found in write.status["agents"]] == agents
 
 
 def test_a_run_that_has_a_worker_again_no_longer_says_otherwise() -> None:

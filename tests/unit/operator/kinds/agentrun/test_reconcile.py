@@ -11,11 +11,11 @@ from dalang_operator.kinds.agentrun.plan import Settings
 from dalang_operator.kinds.agentrun.reconcile import ENDING_SECONDS, RunFacts, RunReconciler
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.errors import Conflict, NotFound
-from dalang_operator.kube.resources import Json, ObjectKey, Resource, key_of
+from dalang_operator.kube.resources import CONFIG_MAPS, Json, ObjectKey, Resource, key_of
 from dalang_operator.runtime.cache import Cache
 from dalang_operator.temporal.errors import TemporalUnavailable, WorkflowNotFound
 
-from tests.build import INSTALLATION, NOW, agent, model, pool, run, started_run
+from tests.build import INSTALLATION, NOW, agent, config_map, model, pool, run, started_run
 
 KEY = ObjectKey("shop", "r1")
 ID = f"{INSTALLATION}.shop.r1.uid-r1"
@@ -26,6 +26,7 @@ class FakeKube:
     """Runs by key, with merge patches of their status and preconditions; every write is kept."""
 
     runs: dict[ObjectKey, Json] = field(default_factory=dict)
+    config_maps: dict[ObjectKey, Json] = field(default_factory=dict)
     writes: list[tuple[str, Any]] = field(default_factory=list)
 
     def add(self, obj: Json) -> Json:
@@ -33,14 +34,16 @@ class FakeKube:
         return obj
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Json:
+        objects = self.config_maps if resource is CONFIG_MAPS else self.runs
         try:
-            return self.runs[ObjectKey(str(namespace), name)]
+            return objects[ObjectKey(str(namespace), name)]
         except KeyError:
-            raise NotFound("no such run") from None
+            raise NotFound(f"no {resource.kind} {name}") from None
 
     async def patch(
-        self, resource: Resource, namespace: str, name: str, body: Json, subresource: str | None = None
+        self, resource: Resource, namespace: str, name: str, body: Json | list[Json], subresource: str | None = None
     ) -> Json:
+        assert isinstance(body, dict), "statuses without nulls are merged"
         current = await self.get(resource, namespace, name)
         for precondition in ("uid", "resourceVersion"):
             if body["metadata"][precondition] != current["metadata"][precondition]:
@@ -63,12 +66,14 @@ class FakeWorkflows:
 
     views: dict[str, WorkflowView] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
+    inputs: list[RunInput] = field(default_factory=list)
     is_away: bool = False
 
     async def start(self, workflow_id: str, task_queue: str, run_input: RunInput, request_id: str) -> WorkflowView:
         if self.is_away:
             raise TemporalUnavailable("Temporal is away")
         self.calls.append(("start", workflow_id))
+        self.inputs.append(run_input)
         return self.views.setdefault(workflow_id, WorkflowView(WorkflowState.OPEN, "run-1"))
 
     async def cancel(self, workflow_id: str, reason: str) -> None:
@@ -271,3 +276,36 @@ async def test_cancel_is_asked_of_temporal_once() -> None:
     assert world.workflows.calls == [("cancel", ID)]
     assert world.woken == [ObjectKey("shop", "default")]
     assert world.kube.writes == []
+
+
+async def test_instructions_are_read_from_their_config_map_when_the_run_starts() -> None:
+    world = World()
+    source = {"configMapKeyRef": {"name": "prompts", "key": "helper"}}
+    world.cache.agents.put(agent(metadata={"resourceVersion": "11"}, instructionsFrom=source))
+    world.has(run())
+    assert await world.reconcile() == 10.0
+    assert world.status["conditions"][0]["reason"] == "ConfigMapNotFound"
+    assert await world.reconcile() == 10.0
+    assert len(world.kube.writes) == 1
+    world.kube.config_maps[ObjectKey("shop", "prompts")] = config_map("prompts", helper="Be kind.")
+    assert await world.reconcile() is None
+    [started] = world.workflows.inputs
+    assert started.snapshot.agent("helper").instructions == "Be kind."
+
+
+async def test_a_run_starts_when_the_last_agent_in_reach_is_there() -> None:
+    world = World()
+    calls = [{"name": "refunds", "agentRef": {"name": "refunds"}}]
+    world.cache.agents.put(agent(metadata={"resourceVersion": "11"}, tools=calls))
+    world.has(run())
+    await world.reconcile()
+    assert world.status["conditions"][0]["reason"] == "AgentNotFound"
+    world.cache.pools.put(pool("gpu"))
+    world.cache.agents.put(agent("refunds", poolRef={"name": "gpu"}))
+    await world.reconcile()
+    assert world.woken == [ObjectKey("shop", "default"), ObjectKey("shop", "gpu")]
+    assert [(found["name"], found["pool"]) for found in world.status["agents"]] == [
+        ("helper", "default"),
+        ("refunds", "gpu"),
+    ]
+    assert world.cache.has_live_run(ObjectKey("shop", "gpu"))

@@ -11,7 +11,7 @@ from dalang_operator.kinds.agentrun.status import STATUS_MAX_BYTES, run_status, 
 
 from tests.build import LONG_AGO, NOW, at, condition, run, started_run
 
-HELPER = AgentVersion(name="helper", uid="uid-helper", generation=3)
+HELPER = AgentVersion(name="helper", uid="uid-helper", generation=3, pool="default")
 
 
 def report(**fields: Any) -> RunReport:
@@ -43,7 +43,7 @@ def test_an_answer() -> None:
         ],
         "observedGeneration": 1,
         "agent": "helper",
-        "agents": [{"name": "helper", "uid": "uid-helper", "generation": 3}],
+        "agents": [{"name": "helper", "uid": "uid-helper", "generation": 3, "pool": "default"}],
         "output": "done",
         "turns": 2,
         "usage": {"inputTokens": 10, "outputTokens": 5, "totalTokens": 15},
@@ -98,14 +98,106 @@ def test_a_status_never_exceeds_its_bound() -> None:
     AgentRunStatus.model_validate(status)
 
 
+def test_what_a_report_has_of_cost_context_and_the_answer_as_an_object() -> None:
+    given = report(cost_usd="0.00420", context={"b": "2", "a": "Ada"}, structured_output={"ok": True, "note": None})
+    status = run_status(given, started_run(), "wf", NOW)
+    assert status["usage"] == {"inputTokens": 10, "outputTokens": 5, "totalTokens": 15, "costUSD": "0.0042"}
+    assert status["context"] == {"a": "Ada", "b": "2"}
+    assert status["structuredOutput"] == {"ok": True, "note": None}
+    AgentRunStatus.model_validate(status)
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [("0", "0"), ("12", "12"), ("100", "100"), ("1E-7", "0.0000001"), ("0.12345678949", "0.123456789")],
+)
+def test_a_cost_is_written_as_the_api_takes_it(cost: str, expected: str) -> None:
+    assert run_status(report(cost_usd=cost), run(), "wf", NOW)["usage"]["costUSD"] == expected
+
+
+def test_context_variables_beyond_the_apis_bounds_do_not_cost_the_whole_status() -> None:
+    status = run_status(report(context={f"v{number:02}": "x" * 4097 for number in range(65)}), run(), "wf", NOW)
+    AgentRunStatus.model_validate(status)
+    assert len(status.get("context", {})) <= 64
+
+
+@pytest.mark.parametrize(
+    ("field", "about", "reason"),
+    [("retrieval_failure", "Retrieved", "RetrievalFailed"), ("tools_failure", "ToolsAvailable", "ToolsMissing")],
+)
+def test_what_an_agent_did_without_is_a_condition_until_it_no_longer_does(field: str, about: str, reason: str) -> None:
+    failing = report(**{"phase": "Running", "finished_at": None, field: "connection refused"})
+    status = run_status(failing, started_run(), "wf", NOW)
+    assert condition(about, "False", reason, "connection refused", since=at()) in status["conditions"]
+    after = run_status(report(), {**started_run(), "status": status}, "wf", NOW)
+    assert [found["type"] for found in after["conditions"]] == ["Ready", "Succeeded"]
+
+
+def fullest(**fields: Any) -> RunReport:
+    """A report in which everything is as large as it may be; three bytes per character where it may hold any."""
+    agents = [AgentVersion(name=f"{number:063}", uid="u" * 36, generation=10**6, pool="p" * 40) for number in range(64)]
+    everything: dict[str, Any] = {
+        "phase": "Failed",
+        "reason": "WorkflowFailed",
+        "message": "語" * 1024,
+        "agents": agents,
+        "agent": agents[0].name,
+        "task_queue": "q" * 256,
+        "output": "語" * 2700,
+        "structured_output": {"text": "語" * 2700},
+        "context": {f"variable{number}": "語" * 300 for number in range(9)},
+        "messages": [RecentMessage(role="Assistant", sender="s" * 63, content="語" * 340) for _ in range(6)],
+        "cost_usd": "123456789.123456789",
+        "retrieval_failure": "語" * 1024,
+        "tools_failure": "語" * 1024,
+    }
+    return report(**{**everything, **fields})
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "output"),
+    [
+        pytest.param(fullest(), {"agents"}, "shortened", id="at the worst the agents stay, and a piece of the answer"),
+        pytest.param(
+            fullest(message="語" * 600, retrieval_failure=None, tools_failure=None),
+            {"agents", "context"},
+            "shortened",
+            id="then the context variables",
+        ),
+        pytest.param(
+            fullest(message="done", retrieval_failure=None, tools_failure=None, agents=fullest().agents[:44]),
+            {"agents", "context", "structuredOutput"},
+            "shortened",
+            id="then the answer as an object",
+        ),
+        pytest.param(
+            fullest(message="done", retrieval_failure=None, tools_failure=None, agents=[HELPER]),
+            {"agents", "context", "structuredOutput", "messages"},
+            "whole",
+            id="with one agent all fits",
+        ),
+    ],
+)
+def test_what_is_dropped_first(given: RunReport, kept: set[str], output: str) -> None:
+    status = run_status(given, run(), "w" * 256, NOW)
+    size = len(json.dumps(status, ensure_ascii=False, separators=(",", ":")).encode())
+    assert size <= STATUS_MAX_BYTES
+    assert {"agents", "context", "structuredOutput", "messages"} & set(status) == kept
+    assert {"whole": status["output"] == given.output, "shortened": status.get("outputTruncated")}[output]
+    assert status["output"]
+    AgentRunStatus.model_validate(status)
+
+
 def test_the_first_status_says_which_version_of_the_agent_runs() -> None:
-    status = running_status(run(), workflow_id="wf", run_id="run-1", task_queue="q", agent=HELPER, now=NOW)
-    assert status["agents"] == [{"name": "helper", "uid": "uid-helper", "generation": 3}]
+    status = running_status(run(), workflow_id="wf", run_id="run-1", task_queue="q", agents=[HELPER], now=NOW)
+    assert status["agents"] == [{"name": "helper", "uid": "uid-helper", "generation": 3, "pool": "default"}]
     assert status["workflow"] == {"id": "wf", "runId": "run-1", "taskQueue": "q", "reportSeq": 0}
     assert status["startedAt"] == at()
     AgentRunStatus.model_validate(status)
 
 
 def test_a_time_that_was_the_schemas_default_is_replaced() -> None:
-    status = running_status(run(), workflow_id="wf", run_id="r", task_queue="q", agent=HELPER, now=NOW + timedelta(1))
+    status = running_status(
+        run(), workflow_id="wf", run_id="r", task_queue="q", agents=[HELPER], now=NOW + timedelta(1)
+    )
     assert {found["lastTransitionTime"] for found in status["conditions"]} == {at(timedelta(1))}

@@ -1,0 +1,141 @@
+"""What an agent offers its model: names, clashes, servers that are away, and the verdict on each kind of call."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from dalang import Context, tool
+from dalang.tools import ToolFunction
+from dalang_api.contract import (
+    AgentCall,
+    AgentSnapshot,
+    CallVerdict,
+    HandoffBinding,
+    McpBinding,
+    ModelSnapshot,
+    Snapshot,
+    ToolBinding,
+)
+from dalang_worker.mcp import McpTool, McpUnavailableError
+from dalang_worker.tools.offer import FunctionMissingError, Offers, make_offers
+
+Tools = dict[str, ToolFunction]
+
+
+@dataclass
+class FakeServers:
+    """Servers with these tools; a server that is not among them is away."""
+
+    tools: dict[str, list[str]] = field(default_factory=dict)
+
+    async def list_tools(self, server: str) -> list[McpTool]:
+        if server not in self.tools:
+            raise McpUnavailableError(server, "connection refused")
+        return [McpTool(name, "", {"type": "object"}, once=name == "pay") for name in self.tools[server]]
+
+
+def agent(name: str = "desk", **more: object) -> AgentSnapshot:
+    return AgentSnapshot.model_validate(
+        {"name": name, "uid": "u", "generation": 1, "queue": "i.shop.default", "model": "gpt", **more}
+    )
+
+
+async def offers(
+    registry: Tools, *tools: ToolBinding, servers: FakeServers | None = None, handoffs: tuple[HandoffBinding, ...] = ()
+) -> Offers:
+    desk = agent(tools=list(tools), handoffs=list(handoffs) or None)
+    model = ModelSnapshot(name="gpt", uid="m", generation=1, provider="OpenAI", model="gpt-5")
+    snapshot = Snapshot(agents=[desk, agent("archive", description="Knows old orders.")], models=[model])
+    return await make_offers(desk, snapshot, registry, servers or FakeServers())
+
+
+def mcp(server: str, *tools: str) -> ToolBinding:
+    return ToolBinding(name=f"{server}-tools", mcp=McpBinding(server=server, tools=list(tools) or None))
+
+
+@pytest.fixture
+def weather(registry: Tools) -> Tools:
+    @tool
+    def weather(city: str) -> str:
+        """Tell the weather."""
+        return city
+
+    @tool(once=True)
+    def pay(amount: float, context: Context) -> str:
+        """Pay."""
+        return str(amount)
+
+    return registry
+
+
+WEATHER = ToolBinding(name="weather", function="weather")
+
+
+async def test_a_function_is_judged_by_its_signature(weather: Tools) -> None:
+    made = await offers(weather, WEATHER, ToolBinding(name="charge", function="pay"))
+    assert [offer.spec.name for offer in made.tools.values()] == ["weather", "charge"]
+    assert made.judge("c", "weather", '{"city":"Ubud"}') == CallVerdict(call_id="c", function="weather")
+    verdict = made.judge("c", "charge", '{"amount":3}')
+    assert verdict == CallVerdict(call_id="c", function="pay", once=True, reads_context=True)
+    assert "city: Field required" in (made.judge("c", "weather", "{}").error or "")
+
+
+async def test_a_function_the_worker_does_not_have_is_named(registry: Tools) -> None:
+    with pytest.raises(FunctionMissingError, match=r"no function weather \(they register: none\)"):
+        await offers(registry, WEATHER)
+
+
+async def test_an_agent_takes_one_message(registry: Tools) -> None:
+    made = await offers(registry, ToolBinding(name="look_up", agent="archive"))
+    spec = made.tools["look_up"].spec
+    assert (spec.description, list(spec.schema["properties"])) == ("Knows old orders.", ["message"])
+    verdict = made.judge("c", "look_up", '{"message":"Order 42?"}')
+    assert verdict == CallVerdict(call_id="c", agent=AgentCall(agent="archive", message="Order 42?"))
+    for wrong in ("{}", '{"message":""}', '{"message":3}', "Order 42?", '{"message":"a","more":1}'):
+        assert "It takes one string, message." in (made.judge("c", "look_up", wrong).error or "")
+
+
+async def test_a_hand_off_is_a_tool_without_arguments(registry: Tools) -> None:
+    handoff = HandoffBinding(agent="sales.eu-1", description="Anything about buying.")
+    made = await offers(registry, handoffs=(handoff,))
+    spec = made.tools["transfer_to_sales_eu_1"].spec
+    assert spec.description.endswith("Anything about buying.")
+    assert spec.schema["properties"] == {}
+    verdict = made.judge("c", "transfer_to_sales_eu_1", "not even JSON")
+    assert verdict == CallVerdict(call_id="c", handoff="sales.eu-1")
+
+
+async def test_a_hand_off_without_a_description_has_the_other_agent_s(registry: Tools) -> None:
+    made = await offers(registry, handoffs=(HandoffBinding(agent="archive"),))
+    assert made.tools["transfer_to_archive"].spec.description.endswith("Knows old orders.")
+
+
+async def test_a_server_s_tools_keep_its_names_and_only_those_allowed_are_offered(registry: Tools) -> None:
+    made = await offers(registry, mcp("shop", "find", "pay"), servers=FakeServers({"shop": ["find", "pay", "burn"]}))
+    assert list(made.tools) == ["find", "pay"]
+    assert made.judge("c", "find", "") == CallVerdict(call_id="c", function="find", server="shop")
+    assert made.judge("c", "pay", "{}") == CallVerdict(call_id="c", function="pay", server="shop", once=True)
+    assert "not JSON" in (made.judge("c", "find", "{").error or "")
+    assert "not a JSON object" in (made.judge("c", "find", "[]").error or "")
+
+
+async def test_names_that_are_taken_get_the_server_s_before_them(weather: Tools) -> None:
+    servers = FakeServers({"a": ["weather", "time", "x.y/z"], "b": ["time"]})
+    made = await offers(weather, WEATHER, mcp("a"), mcp("b"), servers=servers)
+    assert list(made.tools) == ["weather", "a__weather", "a__time", "x_y_z", "b__time"]
+    assert made.judge("c", "weather", '{"city":"Ubud"}').server is None
+    assert made.judge("c", "b__time", "{}") == CallVerdict(call_id="c", function="time", server="b")
+    assert made.judge("c", "x_y_z", "{}").function == "x.y/z"
+
+
+async def test_a_server_that_is_away_is_noted_and_the_others_are_offered(weather: Tools) -> None:
+    made = await offers(weather, WEATHER, mcp("gone"), mcp("a"), servers=FakeServers({"a": ["time"]}))
+    assert list(made.tools) == ["weather", "time"]
+    (note,) = made.missing
+    assert "gone" in note
+    assert "connection refused" in note
+
+
+async def test_an_allowed_tool_that_the_server_does_not_have_is_noted(registry: Tools) -> None:
+    made = await offers(registry, mcp("shop", "find", "fnid"), servers=FakeServers({"shop": ["find", "burn"]}))
+    assert list(made.tools) == ["find"]
+    assert made.missing == ["MCP server shop has no tool fnid (it has: burn, find)"]

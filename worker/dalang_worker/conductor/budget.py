@@ -1,0 +1,100 @@
+"""What a conversation may use and has used: turns, tokens and money. Those of an agent called as a tool count for its callers too."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from dalang_api.contract import LimitSettings, ModelReply
+from dalang_api.v1alpha1.conditions import Reason
+
+
+class RunFailed(Exception):
+    """The run ends without an answer, for a reason the user is told."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class LimitReached(RunFailed):
+    """A budget is used up: the run ends, or only the agent called as a tool whose budget it is."""
+
+    def __init__(self, budget: "Budget", reason: Reason, message: str) -> None:
+        super().__init__(reason, message)
+        self.budget = budget
+
+
+@dataclass
+class Budget:
+    """Limits, and what was used of them; `parent` is the caller's."""
+
+    limits: LimitSettings
+    parent: "Budget | None" = None
+    turns: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: Decimal = Decimal(0)
+    is_priced: bool = True
+    """Whether the price of every call is known; if not, the cost is not."""
+
+    def begin_turn(self) -> None:
+        """Count a turn that is about to begin, here and for all callers.
+
+        Raises:
+            LimitReached: A budget of this conversation or of a caller is used up.
+        """
+        for budget in self._chain():
+            budget._check()
+        for budget in self._chain():
+            budget.turns += 1
+
+    def charge(self, reply: ModelReply) -> None:
+        """Count what a model call used, here and for all callers."""
+        for budget in self._chain():
+            budget.input_tokens += reply.input_tokens
+            budget.output_tokens += reply.output_tokens
+            if reply.cost_usd is None:
+                budget.is_priced = False
+            else:
+                budget.cost_usd += Decimal(reply.cost_usd)
+
+    def tokens_left(self) -> int | None:
+        """Return the fewest tokens that any of the budgets leaves; None where none limits them."""
+        left = [
+            budget.limits.max_tokens - budget.tokens()
+            for budget in self._chain()
+            if budget.limits.max_tokens is not None
+        ]
+        return min(left, default=None)
+
+    def cost_left(self) -> Decimal | None:
+        """Return the least money that any of the budgets leaves; None where none limits it."""
+        left = [
+            Decimal(budget.limits.max_cost_usd) - budget.cost_usd
+            for budget in self._chain()
+            if budget.limits.max_cost_usd is not None
+        ]
+        return min(left, default=None)
+
+    def tokens(self) -> int:
+        """Return the tokens used, sent and received."""
+        return self.input_tokens + self.output_tokens
+
+    def _chain(self) -> "list[Budget]":
+        return [self, *(self.parent._chain() if self.parent else ())]
+
+    def _check(self) -> None:
+        limits = self.limits
+        if limits.max_turns is not None and self.turns >= limits.max_turns:
+            words = (
+                f"No answer after limits.maxTurns = {limits.max_turns} model calls; raise the limit or narrow the task"
+            )
+            raise LimitReached(self, Reason.MAX_TURNS, words)
+        if limits.max_tokens is not None and self.tokens() >= limits.max_tokens:
+            words = (
+                f"limits.maxTokens = {limits.max_tokens} is used up: {self.tokens()} tokens in {self.turns} model calls"
+            )
+            raise LimitReached(self, Reason.TOKEN_BUDGET, words)
+        if limits.max_cost_usd is not None and self.cost_usd >= Decimal(limits.max_cost_usd):
+            words = f"limits.maxCostUSD = {limits.max_cost_usd} is used up: {self.cost_usd} in {self.turns} model calls"
+            raise LimitReached(self, Reason.COST_BUDGET, words)

@@ -1,0 +1,240 @@
+"""What an agent offers its model in one turn, by one name each: functions, agents, hand-offs, and tools of MCP servers.
+
+An offer has two sides: how the model is told of it, and the verdict on a call of it. The workflow acts on the verdict.
+"""
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from dalang.tools import ArgumentsError, ToolFunction
+from dalang_api import contract
+from dalang_api.contract import AgentCall, AgentSnapshot, CallVerdict, HandoffBinding, Snapshot
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dalang_worker.mcp import McpTool, McpUnavailableError
+from dalang_worker.providers import ToolSpec
+from dalang_worker.text import cut
+
+log = logging.getLogger(__name__)
+
+ARGUMENTS_ERROR_MAX_BYTES = 2048
+NAME_MAX_CHARS = 64
+"""The most that providers take as a tool's name."""
+
+
+class FunctionMissingError(Exception):
+    """This worker does not register a function the agent names; another, or the next build, may."""
+
+
+class Offer(Protocol):
+    """One tool of a turn."""
+
+    @property
+    def spec(self) -> ToolSpec:
+        """How the model is told of it."""
+        ...
+
+    def judge(self, call_id: str, arguments: str) -> CallVerdict:
+        """Return whether a call can be run, and if not, what the model is told."""
+        ...
+
+
+class Servers(Protocol):
+    """The pool's MCP servers."""
+
+    async def list_tools(self, server: str) -> Sequence[McpTool]:
+        """Return a server's tools; raise `McpUnavailableError` where nobody knows them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Offers:
+    """The tools of a turn, by the name the model sees, and what is missing among them."""
+
+    tools: dict[str, Offer] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    """For the model and the run's status: which tools are not there, and why."""
+
+    def judge(self, call_id: str, tool: str, arguments: str) -> CallVerdict:
+        """Return the verdict on a call as the model asked for it."""
+        offer = self.tools.get(tool)
+        if offer is None:
+            known = ", ".join(sorted(self.tools)) or "none"
+            return CallVerdict(call_id=call_id, error=f"There is no tool {tool!r}. The tools are: {known}.")
+        if len(arguments.encode()) > contract.TOOL_OUTPUT_MAX_BYTES:
+            limit = contract.TOOL_OUTPUT_MAX_BYTES
+            return CallVerdict(call_id=call_id, error=f"Not run: the arguments are longer than {limit} bytes.")
+        return offer.judge(call_id, arguments)
+
+
+async def make_offers(
+    agent: AgentSnapshot, snapshot: Snapshot, functions: dict[str, ToolFunction], servers: Servers
+) -> Offers:
+    """Return what an agent offers now.
+
+    Raises:
+        FunctionMissingError: The worker does not have a function of the agent's.
+    """
+    tools: dict[str, Offer] = {}
+    for binding in agent.tools:
+        if binding.function is not None:
+            tools[binding.name] = FunctionOffer(binding.name, _function(binding.function, functions))
+        elif binding.agent is not None:
+            tools[binding.name] = AgentOffer(binding.name, snapshot.agent(binding.agent))
+    for handoff in agent.handoffs or ():
+        description = handoff.description or snapshot.agent(handoff.agent).description
+        tools[handoff.tool] = HandoffOffer(handoff.model_copy(update={"description": description}))
+    listed, missing = await _list_servers(agent, servers)
+    names = Counter(_fitting(tool.name) for _, tool in listed)
+    for server, tool in listed:
+        name = _fitting(tool.name)
+        if name in tools or names[name] > 1:
+            name = _fitting(f"{server}__{tool.name}")
+        tools.setdefault(name, McpOffer(name, server, tool))
+    return Offers(tools, _with_choice(agent, tools, missing))
+
+
+def _with_choice(agent: AgentSnapshot, tools: dict[str, Offer], missing: list[str]) -> list[str]:
+    choice = agent.tool_choice
+    if choice is None or choice.tool is None or choice.tool in tools:
+        return missing
+    known = ", ".join(sorted(tools)) or "none"
+    return [*missing, f"toolChoice names {choice.tool}, which is none of the agent's tools: {known}"[:700]]
+
+
+def _function(name: str, functions: dict[str, ToolFunction]) -> ToolFunction:
+    if name in functions:
+        return functions[name]
+    have = ", ".join(sorted(functions)) or "none"
+    raise FunctionMissingError(f"The pool's modules register no function {name} (they register: {have})"[:700])
+
+
+async def _list_servers(agent: AgentSnapshot, servers: Servers) -> tuple[list[tuple[str, McpTool]], list[str]]:
+    """Return the tools of the agent's MCP servers; one that is away is noted and stops nothing."""
+    listed: list[tuple[str, McpTool]] = []
+    missing: list[str] = []
+    for mcp in (binding.mcp for binding in agent.tools if binding.mcp is not None):
+        try:
+            tools = await servers.list_tools(mcp.server)
+        except McpUnavailableError as error:
+            log.warning("agent %s does without a server's tools: %s", agent.name, error)
+            missing.append(f"The tools of MCP server {mcp.server} cannot be used now: {error.words}")
+            continue
+        listed += [(mcp.server, tool) for tool in tools if mcp.tools is None or tool.name in mcp.tools]
+        lacking = sorted(set(mcp.tools or ()) - {tool.name for tool in tools})
+        if lacking:
+            have = ", ".join(sorted(tool.name for tool in tools)) or "none"
+            missing.append(f"MCP server {mcp.server} has no tool {', '.join(lacking)} (it has: {have})"[:700])
+    return listed, missing
+
+
+def _fitting(name: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:NAME_MAX_CHARS]
+
+
+# ── The kinds of offers ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class FunctionOffer:
+    """A Python function."""
+
+    name: str
+    function: ToolFunction
+
+    @property
+    def spec(self) -> ToolSpec:
+        return ToolSpec(self.name, self.function.description, self.function.schema)
+
+    def judge(self, call_id: str, arguments: str) -> CallVerdict:
+        try:
+            self.function.parse(arguments)
+        except ArgumentsError as error:
+            return CallVerdict(call_id=call_id, error=cut(str(error), ARGUMENTS_ERROR_MAX_BYTES))
+        return CallVerdict(
+            call_id=call_id,
+            function=self.function.name,
+            once=self.function.once or None,
+            reads_context=self.function.reads_context or None,
+        )
+
+
+@dataclass(frozen=True)
+class McpOffer:
+    """A tool of an MCP server. The server checks the arguments against its schema itself."""
+
+    name: str
+    server: str
+    tool: McpTool
+
+    @property
+    def spec(self) -> ToolSpec:
+        return ToolSpec(self.name, self.tool.description, self.tool.schema)
+
+    def judge(self, call_id: str, arguments: str) -> CallVerdict:
+        try:
+            parsed = json.loads(arguments.strip() or "{}")
+        except ValueError as error:
+            return CallVerdict(call_id=call_id, error=f"The arguments of {self.name} are not JSON: {error}")
+        if not isinstance(parsed, dict):
+            return CallVerdict(call_id=call_id, error=f"The arguments of {self.name} are not a JSON object.")
+        return CallVerdict(call_id=call_id, function=self.tool.name, server=self.server, once=self.tool.once or None)
+
+
+class _Task(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    message: str = Field(
+        min_length=1, description="What the agent is to do, with all it has to know: it sees nothing else."
+    )
+
+
+@dataclass(frozen=True)
+class AgentOffer:
+    """Another agent, called as a tool."""
+
+    name: str
+    agent: AgentSnapshot
+
+    @property
+    def spec(self) -> ToolSpec:
+        return ToolSpec(self.name, self.agent.description or f"Ask the agent {self.agent.name}.", _schema(_Task))
+
+    def judge(self, call_id: str, arguments: str) -> CallVerdict:
+        try:
+            task = _Task.model_validate_json(arguments.strip() or "{}")
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(place) for place in problem['loc']) or 'arguments'}: {problem['msg']}"
+                for problem in error.errors(include_url=False, include_input=False)[:5]
+            )
+            words = f"The arguments do not fit tool {self.name}: {problems}. It takes one string, message."
+            return CallVerdict(call_id=call_id, error=cut(words, ARGUMENTS_ERROR_MAX_BYTES))
+        return CallVerdict(call_id=call_id, agent=AgentCall(agent=self.agent.name, message=task.message))
+
+
+@dataclass(frozen=True)
+class HandoffOffer:
+    """A hand-off. Models send arguments all the same at times; they mean nothing."""
+
+    handoff: HandoffBinding
+
+    @property
+    def spec(self) -> ToolSpec:
+        words = f"Hand the conversation over to {self.handoff.agent}, who goes on with it."
+        schema = {"type": "object", "properties": {}, "additionalProperties": False}
+        return ToolSpec(self.handoff.tool, f"{words} {self.handoff.description or ''}".strip(), schema)
+
+    def judge(self, call_id: str, arguments: str) -> CallVerdict:
+        return CallVerdict(call_id=call_id, handoff=self.handoff.agent)
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema()
+    schema.pop("title", None)
+    return schema
