@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dalang_api import contract
+from dalang_api.contract import HandoffBinding
 
 if TYPE_CHECKING:
     from tests.workflow.conftest import Run, World
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 HISTORIES = Path(__file__).parent / "histories"
+NAME = {"name": "name", "value": "Ada"}
+
+
+def functions(*names: str) -> list[contract.ToolBinding]:
+    return [contract.ToolBinding(name=name, function=name) for name in names]
 
 
 def calls(*wanted: tuple[str, Any]) -> Json:
@@ -144,3 +150,108 @@ async def test_long_tail(world: "World") -> None:
         gate.touch()
         async with world.worker():
             await save(run, "long-tail")
+
+
+# ── Several agents ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_handed_over(world: "World") -> None:
+    async with world.serving(), world.worker(pool="sales"):
+        run = await world.start_team(
+            [
+                world.agent("desk", handoffs=[HandoffBinding(agent="sales")], tools=functions("remember")),
+                world.agent("sales", model="b", pool="sales", instructions="Sell to {{ context.name }}."),
+            ],
+            [
+                world.model("gpt", await world.script(calls(("remember", NAME), ("transfer_to_sales", {})))),
+                world.model("b", await world.script({"text": "Two, then."}, loop=True)),
+            ],
+        )
+        await save(run, "handed-over")
+
+
+def agents_as_tools(world: "World", **archive: Any) -> list[contract.AgentSnapshot]:
+    tools = [contract.ToolBinding(name=name, agent=name) for name in ("archive", "weatherman")]
+    return [
+        world.agent("desk", tools=tools),
+        world.agent("archive", model="b", tools=functions("note", "wait_for"), **archive),
+        world.agent("weatherman", model="c", tools=functions("weather")),
+    ]
+
+
+async def ask_both(world: "World", *archive: Json) -> list[contract.ModelSnapshot]:
+    ask = calls(("archive", {"message": "Order 42?"}), ("weatherman", {"message": "Rain?"}))
+    weather = calls(("weather", {"city": "Ubud"}))
+    return [
+        world.model("gpt", await world.script(ask, {"text": "In Ubud, dry."})),
+        world.model("b", await world.script(*archive)),
+        world.model("c", await world.script(weather, {"text": "{{last_tool}}"})),
+    ]
+
+
+async def test_agents_as_tools(world: "World") -> None:
+    note = calls(("note", {"file": str(world.path / "notes"), "line": "42"}))
+    async with world.serving():
+        models = await ask_both(world, note, {"text": "Ubud"})
+        await save(await world.start_team(agents_as_tools(world), models), "agents-as-tools")
+
+
+async def test_agent_as_tool_timed_out(world: "World") -> None:
+    wait = calls(("wait_for", {"file": str(world.path / "never"), "started": str(world.path / "started")}))
+    async with world.serving():
+        limits = contract.LimitSettings(timeout_seconds=2)
+        models = await ask_both(world, wait, {"text": "Ubud"})
+        await save(await world.start_team(agents_as_tools(world, limits=limits), models), "agent-as-tool-timed-out")
+
+
+async def test_agent_as_tool_cancelled(world: "World") -> None:
+    wait = calls(("wait_for", {"file": str(world.path / "never"), "started": str(world.path / "started")}))
+    async with world.serving():
+        run = await world.start_team(agents_as_tools(world), await ask_both(world, wait))
+        await world.eventually((world.path / "started").exists)
+        await run.handle.cancel()
+        await save(run, "agent-as-tool-cancelled")
+
+
+async def test_fallen_back(world: "World") -> None:
+    retry = contract.RetrySettings(maximum_attempts=2, initial_seconds=0.05)
+    async with world.serving():
+        run = await world.start_team(
+            [world.agent("desk", fallbacks=["b", "c"], retry=retry)],
+            [
+                world.model("gpt", await world.script({"status": 503}, loop=True)),
+                world.model("b", await world.script({"text": "No.", "finishReason": "content_filter"})),
+                world.model("c", await world.script({"text": "Here."})),
+            ],
+        )
+        await save(run, "fallen-back")
+
+
+async def test_corrected(world: "World") -> None:
+    schema = {"type": "object", "properties": {"day": {"type": "integer"}}, "required": ["day"]}
+    async with world.serving():
+        run = await world.start({"text": "Tomorrow."}, {"text": '{"day": 1}'}, agent={"output_schema": schema})
+        await save(run, "corrected")
+
+
+async def test_once_lost(world: "World") -> None:
+    log, gate = world.path / "log", world.path / "gate"
+    async with world.reporter():
+        async with world.worker_process() as worker:
+            run = await world.start(calls(("pay", {"log": str(log), "gate": str(gate)})), {"text": "?"}, tools=["pay"])
+            await world.eventually(log.exists)
+            worker.process.kill()
+            await worker.process.wait()
+        async with world.worker_process():
+            await save(run, "once-lost")
+
+
+async def test_token_budget(world: "World") -> None:
+    again = {**calls(("weather", {"city": "Ubud"})), "usage": {"prompt_tokens": 50, "completion_tokens": 10}}
+    async with world.serving():
+        run = await world.start_team(
+            [world.agent(tools=functions("weather"))],
+            [world.model("gpt", await world.script(again, loop=True))],
+            max_tokens=100,
+        )
+        await save(run, "token-budget")

@@ -17,17 +17,25 @@ from temporalio.workflow import NondeterminismError
 HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
 SHAPES = {
     "answer",
+    "agent-as-tool-cancelled",
+    "agent-as-tool-timed-out",
+    "agents-as-tools",
     "cancelled",
     "cancelled-before-the-first-turn",
     "cancelled-while-reporting",
+    "corrected",
+    "fallen-back",
+    "handed-over",
     "long-tail",
     "max-turns",
     "model-failed",
     "model-retried",
     "model-stopped",
+    "once-lost",
     "reported-again",
     "timeout",
     "timeout-in-tools",
+    "token-budget",
     "tools",
 }
 
