@@ -114,7 +114,7 @@ def agent_worker(installation: str, tools_path: Path) -> Iterator[psutil.Process
         "TOOLS": "benchtools",
         "TOOLS_PATH": str(tools_path),
         "HTTP_ADDRESS": address,
-        "LOG_LEVEL": "WARNING",
+        "LOG_LEVEL": "warning",
     }
     environment = os.environ | {f"DALANG_{name}": value for name, value in settings.items()}
     with subprocess.Popen([*DALANG, "worker"], env=environment) as process:
