@@ -78,6 +78,7 @@ REPORT_ACTIVITY = "report"
 CATALOGUE_ACTIVITY = "publishCatalogue"
 TRANSCRIPT_QUERY = "transcript"
 SNAPSHOT_QUERY = "snapshot"
+DECIDE_SIGNAL = "decide"
 RETRYING_SIGNAL = "retrying"
 REPORT_AGAIN_SIGNAL = "reportAgain"
 
@@ -257,6 +258,22 @@ class ModelSnapshot(Wire):
     max_output_tokens: int | None = None
 
 
+class ApprovalPolicy(Wire):
+    """When a human decides first. Agents, pools and authors of tools may each have one; see `dalang_worker.approvals`."""
+
+    when: str | None = None
+    """CEL; absent: always."""
+    question: str | None = None
+    timeout_seconds: float | None = None
+    on_timeout: Literal["Reject", "Approve", "Fail"] = "Reject"
+
+
+class ApprovalFloor(ApprovalPolicy):
+    """A policy of the pool, for tools whose names match one of the patterns."""
+
+    tools: list[str]
+
+
 class McpBinding(Wire):
     """Tools of an MCP server of the pool."""
 
@@ -272,6 +289,7 @@ class ToolBinding(Wire):
     function: str | None = None
     mcp: McpBinding | None = None
     agent: str | None = None
+    approval: ApprovalPolicy | None = None
 
 
 class HandoffBinding(Wire):
@@ -335,6 +353,7 @@ class AgentSnapshot(Wire):
     parallel_tool_calls: bool | None = None
     retriever: str | None = None
     output_schema: dict[str, Any] | None = None
+    output_approval: ApprovalPolicy | None = None
     temperature: str | None = None
     """The agent's own; it wins over the model's, as `max_output_tokens` does."""
     max_output_tokens: int | None = None
@@ -421,6 +440,18 @@ class AgentCall(Wire):
     """What it is told: the first message of its thread."""
 
 
+class ApprovalNeeded(Wire):
+    """What the model activity found: a human has to decide about a call, or about the answer."""
+
+    question: str
+    arguments: str
+    """Canonical JSON (RFC 8785) of the arguments or the answer."""
+    digest: str
+    """`sha256:` and the SHA-256 of tool, arguments and the tool's schema; see `dalang_worker.approvals`."""
+    timeout_seconds: float | None = None
+    on_timeout: Literal["Reject", "Approve", "Fail"] = "Reject"
+
+
 class CallVerdict(Wire):
     """What the model activity found about one tool call of the reply. All that the workflow may decide by.
 
@@ -441,6 +472,8 @@ class CallVerdict(Wire):
     """A lost worker must not run it again: the model is told that its outcome is unknown."""
     reads_context: bool | None = None
     """The function takes the context variables, so its call has to carry them."""
+    approval: ApprovalNeeded | None = None
+    """A human has to approve the call before it is made."""
 
 
 class Failure(Wire):
@@ -470,6 +503,8 @@ class ModelReply(Wire):
     """The answer as an object, checked against the agent's schema."""
     correction: str | None = None
     """The answer does not fit the agent's schema: what the model is told, to answer again."""
+    approval: ApprovalNeeded | None = None
+    """A human has to approve the answer before it counts."""
     retrieval_failure: str | None = None
     """Why nothing could be looked up; the call was made without."""
     tools_failure: str | None = None
@@ -496,6 +531,8 @@ class ToolCall(Wire):
     once: bool | None = None
     context: dict[str, Any] | None = None
     """The context variables, where the function takes them."""
+    approved_digest: str | None = None
+    """What a human approved: a tool whose schema has changed since has another digest, and must not be run."""
 
 
 def idempotency_key(run_uid: str, call: ToolCall) -> str:
@@ -516,6 +553,8 @@ class ToolOutcome(Wire):
     """Context variables to set; merged into those there are."""
     handoff: str | None = None
     """The agent to whom the tool hands the conversation over."""
+    ask_again: ApprovalNeeded | None = None
+    """The tool was not run, since it is not what was approved any more: a human has to decide about this."""
 
 
 class Retrying(Wire):
@@ -537,6 +576,65 @@ class TranscriptPage(Wire):
     """Answer: as many of them as fit a page; ask again for the rest."""
 
     messages: list[Message]
+
+
+# ── Approvals ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def approval_name(run: str, run_uid: str, place: str) -> str:
+    """Return the name of an AgentApproval: the run's and a digest of its uid and the place of what is asked.
+
+    Not of tool and arguments: the same call made twice is asked twice (finding 4). `place` is thread, turn, call and how
+    often it was asked.
+    """
+    return f"{run}-{hashlib.sha256(f'{run_uid}/{place}'.encode()).hexdigest()[:10]}"
+
+
+class ApprovalRequest(Wire):
+    """Something that waits for a human, as the reporter makes an AgentApproval of it."""
+
+    name: str
+    subject: Literal["ToolCall", "Output"]
+    agent: str
+    tool: str | None = None
+    question: str
+    arguments: str
+    digest: str
+    requested_at: str
+    """RFC 3339, UTC, whole seconds; likewise `expires_at`."""
+    expires_at: str | None = None
+
+
+class ApprovalEnd(Wire):
+    """What came of an approval, as the workflow says."""
+
+    name: str
+    uid: str | None = None
+    """Of the AgentApproval, if the workflow ever learned it."""
+    tool: str | None = None
+    state: Literal["Applied", "Expired", "Superseded"]
+    decision: Literal["Approve", "Reject"] | None = None
+    decided_by: str | None = None
+
+
+class ReportResult(Wire):
+    """Result of the activity `report`: the uid of the AgentApproval of each pending request, by name."""
+
+    approvals: dict[str, str] | None = None
+
+
+class Decision(Wire):
+    """Signal `decide`: what a human decided. Repeated it changes nothing; the workflow decides who was first."""
+
+    run_uid: str
+    name: str
+    """Of the AgentApproval; `uid` is its uid, so that one made anew needs a new decision."""
+    uid: str
+    digest: str
+    decision: Literal["Approve", "Reject"]
+    reason: str | None = None
+    override: dict[str, Any] | None = None
+    decided_by: str | None = None
 
 
 # ── Reports ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -570,7 +668,7 @@ class RunReport(Wire):
     run_id: str
     """Temporal's id of the execution."""
     task_queue: str
-    phase: Literal["Running", "Succeeded", "Failed", "Cancelled"]
+    phase: Literal["Running", "AwaitingApproval", "Succeeded", "Failed", "Cancelled"]
     reason: str
     message: str
     agent: str
@@ -591,6 +689,9 @@ class RunReport(Wire):
     """The context variables, as `context_text` writes them."""
     retrieval_failure: str | None = None
     """Whose last retrieval failed, and why."""
+    pending_approvals: list[ApprovalRequest] | None = None
+    ended_approvals: list[ApprovalEnd] | None = None
+    """The last that were decided, expired or superseded."""
     tools_failure: str | None = None
     """Whose model could not be offered all its tools at its last call, and why."""
 

@@ -23,7 +23,7 @@ from dalang_api import GROUP, VERSION
 from dalang_api.v1alpha1 import Agent, AgentModel, AgentPool, AgentRun
 from dalang_api.v1alpha1.schema import Resource
 
-KINDS: tuple[type[Resource], ...] = (Agent, AgentModel, AgentPool, AgentRun)
+KINDS: tuple[type[Resource], ...] = (Agent, AgentApproval, AgentModel, AgentPool, AgentRun)
 
 _HEADER = "# Generated from crds/dalang_api/v1alpha1 by `make generate`. Do not edit.\n"
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dalang_api import contract
-from dalang_api.contract import McpServerSettings, RetrieverSettings
+from dalang_api.contract import ApprovalFloor, McpServerSettings, RetrieverSettings
 from dalang_api.process import ProcessSettings
 from pydantic_settings import SettingsConfigDict
 
@@ -35,6 +35,8 @@ class WorkerSettings(ProcessSettings):
     """The pool's MCP servers, as JSON."""
     retrievers: list[RetrieverSettings] = []
     """The pool's retrievers, as JSON."""
+    approvals: list[ApprovalFloor] = []
+    """The pool's approvals, as JSON: a floor under what Agents ask for."""
     slots: int = 100
     """How many activities run at the same time."""
     tool_threads: int = 32

@@ -12,6 +12,7 @@ from dalang_api.v1alpha1.schema import (
     LIST_SET,
     MAP_ATOMIC,
     ApiModel,
+    ApprovalPolicy,
     Conditions,
     Decimal,
     Duration,
@@ -67,6 +68,9 @@ class AgentTool(ApiModel):
     """A Python function. `function: {}` is the function that has the tool's name."""
     mcp: McpTools | None = None
     """Tools of an MCP server."""
+    approval: ApprovalPolicy | None = None
+    """A human has to approve calls of this tool. The pool and the tool's author may ask for approval as well; asked is when
+    any of them asks."""
     agent_ref: LocalReference | None = None
     """Another agent, called as a tool: it gets one message and returns its answer. Its turns and tokens are the run's."""
 
@@ -140,9 +144,15 @@ class Retrieval(ApiModel):
 class AgentOutput(ApiModel):
     """What the final answer has to be."""
 
-    schema_: Annotated[dict[str, Any], Field(alias="schema", json_schema_extra=ANY_OBJECT)]
+    model_config = ConfigDict(
+        json_schema_extra=rules(rule("has(self.schema) || has(self.approval)", "set schema, approval or both")),
+    )
+
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema", json_schema_extra=ANY_OBJECT)] = None
     """JSON schema (2020-12) of the answer; its `type` is object. An answer that does not fit is sent back to the model, each
     time a turn."""
+    approval: ApprovalPolicy | None = None
+    """A human has to approve the answer before it counts. Rejected, the agent is told why and answers again."""
 
 
 class Retry(ApiModel):

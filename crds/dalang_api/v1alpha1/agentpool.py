@@ -10,6 +10,7 @@ from dalang_api.v1alpha1.schema import (
     LIST_SET,
     MAP_ATOMIC,
     ApiModel,
+    ApprovalPolicy,
     Conditions,
     Duration,
     LocalReference,
@@ -156,6 +157,16 @@ class Retriever(ApiModel):
     """A collection of a Qdrant server."""
 
 
+class ApprovalFloor(ApprovalPolicy):
+    """Approvals that the pool asks for, whatever its Agents say."""
+
+    tools: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_.*?-]+$")]],
+        Field(min_length=1, max_length=64, json_schema_extra=LIST_SET),
+    ]
+    """Names of tools as the model sees them; `*` and `?` stand for any characters and any one, as in `process_*`."""
+
+
 class Scaling(ApiModel):
     """How many workers there are."""
 
@@ -180,6 +191,8 @@ class AgentPoolSpec(ApiModel):
     """MCP servers whose tools Agents may name. A server that is away is told to the model and stops nothing."""
     retrievers: Annotated[list[Retriever], Field(max_length=16, json_schema_extra=list_map("name"))] = []
     """What Agents may look questions up in."""
+    approvals: Annotated[list[ApprovalFloor], Field(max_length=32, json_schema_extra=LIST_ATOMIC)] = []
+    """Calls that a human has to approve, whatever Agents say: they may ask for more, never for less."""
     slots: Annotated[int, Field(ge=1, le=1000, json_schema_extra={"format": "int32"})] | None = None
     """How many model and tool calls one worker runs at the same time. Default: 100."""
     scaling: Scaling | None = None

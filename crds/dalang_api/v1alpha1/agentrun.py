@@ -131,6 +131,36 @@ class Usage(ApiModel):
     """What they cost in US dollars by the providers' public prices. Absent when the price of any model is not known."""
 
 
+class PendingApproval(ApiModel):
+    """Something that waits for a human. The AgentApproval of that name has all of it."""
+
+    name: Annotated[str, Field(max_length=253)]
+    """Name of the AgentApproval to decide."""
+    agent: Annotated[str, Field(max_length=63)]
+    """Name of the agent that asks."""
+    tool: Annotated[str, Field(max_length=128)] | None = None
+    """The tool to be called; absent: the agent's answer waits."""
+    question: Annotated[str, Field(max_length=512)]
+    """What the human is asked."""
+    preview: Annotated[str, Field(max_length=256)]
+    """The beginning of the arguments or the answer."""
+    expires_at: Timestamp | None = None
+    """When nobody need decide any more."""
+
+
+class DecidedApproval(ApiModel):
+    """Something that waited for a human, and what came of it."""
+
+    name: Annotated[str, Field(max_length=253)]
+    """Name of the AgentApproval."""
+    tool: Annotated[str, Field(max_length=128)] | None = None
+    """The tool; absent: it was the agent's answer."""
+    decision: Literal["Approve", "Reject", "Expired", "Superseded"]
+    """What was decided; Expired: nobody did in time; Superseded: the question was asked anew."""
+    decided_by: Annotated[str, Field(max_length=256)] | None = None
+    """Who decided, as admission proved it."""
+
+
 class WorkflowReference(ApiModel):
     """The Temporal workflow that carries the run out."""
 
@@ -157,7 +187,7 @@ class AgentRunStatus(ApiModel):
         }
     )
 
-    phase: Literal["Pending", "Running", "Succeeded", "Failed", "Cancelled"] = "Pending"
+    phase: Literal["Pending", "Running", "AwaitingApproval", "Succeeded", "Failed", "Cancelled"] = "Pending"
     """The state in one word, for columns. Scripts read the conditions."""
     conditions: Conditions = []
     """`Succeeded` is True, False or, until the run ends, Unknown; its reason and message say why. `Ready` and `Stalled` say
@@ -180,6 +210,13 @@ class AgentRunStatus(ApiModel):
     """The context variables as they are now: text as it is, all else as JSON."""
     messages: Annotated[list[RecentMessage], Field(max_length=8, json_schema_extra=LIST_ATOMIC)] | None = None
     """The last few messages of the conversation."""
+    pending_approvals: (
+        Annotated[list[PendingApproval], Field(max_length=16, json_schema_extra=list_map("name"))] | None
+    ) = None
+    """What waits for a human now; decide with `kubectl patch agentapproval NAME --type merge -p
+    '{"spec":{"decision":"Approve"}}'`."""
+    approvals: Annotated[list[DecidedApproval], Field(max_length=16, json_schema_extra=list_map("name"))] | None = None
+    """What was decided in this run, the last sixteen."""
     turns: Annotated[int, Field(ge=0, json_schema_extra={"format": "int32"})] | None = None
     """How many turns there were. A turn is one model call and the tool calls it asks for."""
     usage: Usage | None = None
@@ -222,6 +259,7 @@ class AgentRun(Resource):
         {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
         {"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Succeeded')].reason"},
         {"name": "Turns", "type": "integer", "jsonPath": ".status.turns"},
+        {"name": "Approvals", "type": "string", "jsonPath": ".status.pendingApprovals[*].name", "priority": 1},
         {"name": "Tokens", "type": "integer", "jsonPath": ".status.usage.totalTokens"},
         {"name": "Cost", "type": "string", "jsonPath": ".status.usage.costUSD"},
         {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},

@@ -151,6 +151,23 @@ class SecretKeyReference(ApiModel):
     """Key within the Secret whose value is used."""
 
 
+class ApprovalPolicy(ApiModel):
+    """When a human decides first, and what happens if nobody does."""
+
+    when: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
+    """A CEL expression that is true when a human has to be asked, such as `args.amount > 100`. It sees `args` (or `output`,
+    for an answer), `context`, `agent`, `run` and `tool`. One that fails when it is evaluated means that a human is asked.
+    Default: always."""
+    question: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """What the human is asked. Default: made of the agent's and the tool's name."""
+    timeout: Duration | None = None
+    """How long to wait for a decision, such as `12h`. Meanwhile the run's own `limits.timeout` stands still. Default: for
+    ever."""
+    on_timeout: Literal["Reject", "Approve", "Fail"] | None = None
+    """What an expired approval comes to. Reject: the model is told that nobody approved. Approve: as if approved. Fail: the
+    run fails. Default: Reject."""
+
+
 class Condition(ApiModel):
     """One observation of an object's state, as `metav1.Condition`."""
 
