@@ -88,6 +88,38 @@ def finished_run(name: str = "r1", *, ago: timedelta = timedelta(0), metadata: J
     return obj
 
 
+def awaiting_run(name: str = "r1", *pending: str, seq: int = 1, metadata: Json | None = None, **spec: Any) -> Json:
+    """A run that waits for a human to decide the AgentApprovals of these names."""
+    obj = started_run(name, seq=seq, metadata=metadata, **spec)
+    listed = [{"name": each, "agent": "helper", "question": "Charge?", "preview": "{}"} for each in pending]
+    obj["status"] |= {"phase": "AwaitingApproval", "pendingApprovals": listed}
+    return obj
+
+
+def approval(
+    name: str = "r1-a", *, run: str = "r1", metadata: Json | None = None, status: Json | None = None, **spec: Any
+) -> Json:
+    """An AgentApproval as the reporter creates it; `decision="Approve"` makes it a decided one."""
+    owner = {"kind": "AgentRun", "name": run, "uid": f"uid-{run}", "controller": True}
+    request = {
+        "subject": "ToolCall",
+        "runRef": {"name": run},
+        "workflowId": f"{INSTALLATION}.shop.{run}.uid-{run}",
+        "agent": "helper",
+        "tool": "pay",
+        "question": "Charge?",
+        "arguments": '{"amount":120}',
+        "digest": "sha256:0",
+        "requestedAt": LONG_AGO,
+    }
+    born = {"state": "Pending", "conditions": pending_conditions("Ready")}
+    return {
+        "metadata": meta(name, **{"ownerReferences": [owner], **(metadata or {})}),
+        "spec": {**request, **spec},
+        "status": born if status is None else status,
+    }
+
+
 def agent(name: str = "helper", *, model: str = "gpt", metadata: Json | None = None, **spec: Any) -> Json:
     return {"kind": "Agent", "metadata": meta(name, **(metadata or {})), "spec": {"modelRef": {"name": model}, **spec}}
 

@@ -19,6 +19,9 @@ class Command:
 
 COMMANDS = {
     "dev": Command("dalang_cli.dev.main", "run Kubernetes, Temporal and the operator on this machine"),
+    "admission-policies": Command(
+        "dalang_cli.admission_policies", "print the admission policies that prove who decided an approval"
+    ),
     "operator": Command("dalang_operator.main", "run the operator (what the operator's Deployment runs)"),
     "worker": Command("dalang_worker.main", "run a worker (what the pods of an AgentPool run)"),
 }

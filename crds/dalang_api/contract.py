@@ -74,6 +74,7 @@ PUBLISH_TOOLS_WORKFLOW = "PublishTools"
 MODEL_ACTIVITY = "model"
 TOOL_ACTIVITY = "tool"
 MCP_ACTIVITY = "mcp"
+CHECK_ANSWER_ACTIVITY = "checkAnswer"
 REPORT_ACTIVITY = "report"
 CATALOGUE_ACTIVITY = "publishCatalogue"
 TRANSCRIPT_QUERY = "transcript"
@@ -366,8 +367,13 @@ class AgentSnapshot(Wire):
         return [self.model, *(self.fallbacks or [])]
 
     def reads_context(self) -> bool:
-        """Return whether its instructions may depend on context variables, so that a call has to carry them."""
-        return self.instructions_function is not None or "{" in (self.instructions or "")
+        """Return whether its instructions or approvals may depend on context variables, so that a call has to carry them."""
+        policies = [self.output_approval, *(tool.approval for tool in self.tools)]
+        return (
+            self.instructions_function is not None
+            or "{" in (self.instructions or "")
+            or any("context" in (policy.when or "") for policy in policies if policy is not None)
+        )
 
 
 class Snapshot(Wire):
@@ -425,7 +431,7 @@ class ModelCall(Wire):
     model: str | None = None
     """Name of the ModelSnapshot to call; absent: the agent's first."""
     context: dict[str, Any] | None = None
-    """The context variables, where the agent's instructions may read them."""
+    """The context variables, where the agent's instructions or approvals may read them."""
     max_output_tokens: int | None = None
     """What is left of a token budget: the most this call may answer."""
     max_cost_usd: str | None = None
@@ -533,6 +539,8 @@ class ToolCall(Wire):
     """The context variables, where the function takes them."""
     approved_digest: str | None = None
     """What a human approved: a tool whose schema has changed since has another digest, and must not be run."""
+    approved_arguments: str | None = None
+    """The arguments that the digest covers, where a human approved the call with others; absent: `arguments`."""
 
 
 def idempotency_key(run_uid: str, call: ToolCall) -> str:
@@ -615,6 +623,13 @@ class ApprovalEnd(Wire):
     state: Literal["Applied", "Expired", "Superseded"]
     decision: Literal["Approve", "Reject"] | None = None
     decided_by: str | None = None
+
+
+class AnswerCheck(Wire):
+    """Input of the activity `checkAnswer`: an answer as an approver changed it. Its result is what is wrong, or null."""
+
+    output_schema: dict[str, Any]
+    answer: dict[str, Any]
 
 
 class ReportResult(Wire):

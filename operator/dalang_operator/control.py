@@ -8,6 +8,9 @@ from importlib.metadata import version
 
 from dalang_operator import kopf_app
 from dalang_operator.kinds.agent.reconcile import AgentReconciler
+from dalang_operator.kinds.agentapproval.plan import Settings as ApprovalSettings
+from dalang_operator.kinds.agentapproval.proof import ProofReader
+from dalang_operator.kinds.agentapproval.reconcile import ApprovalFacts, ApprovalReconciler
 from dalang_operator.kinds.agentmodel.reconcile import ModelReconciler
 from dalang_operator.kinds.agentpool.desired import WorkerSettings
 from dalang_operator.kinds.agentpool.plan import Settings as PoolSettings
@@ -35,7 +38,7 @@ from dalang_operator.temporal.workflows import Workflows
 
 logger = logging.getLogger(__name__)
 
-WORKERS = {"AgentRun": 32, "AgentPool": 4, "Agent": 4, "AgentModel": 2}
+WORKERS = {"AgentRun": 32, "AgentApproval": 16, "AgentPool": 4, "Agent": 4, "AgentModel": 2}
 """Reconciles at once, per kind: enough to keep API server and Temporal busy, few enough not to flood them."""
 
 
@@ -52,10 +55,11 @@ class Control:
     lease: Lease
     health: Health
     pool_facts: PoolFacts = field(default_factory=PoolFacts)
+    approval_facts: ApprovalFacts = field(default_factory=ApprovalFacts)
 
     def __post_init__(self) -> None:
         self._queues = {kind: Queue(kind) for kind in WORKERS}
-        self._intake = Intake(self.cache, self._queues, self.run_facts)
+        self._intake = Intake(self.cache, self._queues, self.run_facts, self.approval_facts)
         namespaces = tuple(self.settings.watch_namespace)
         self._resync = Resync(
             self.kube,
@@ -127,8 +131,19 @@ class Control:
             self._intake.applied,
             utc_now,
         )
+        approvals = ApprovalReconciler(
+            self.kube,
+            self.workflows,
+            ProofReader(self.kube),
+            self.cache,
+            self.approval_facts,
+            ApprovalSettings(self.installation, self.settings.approval_proof == "Required"),
+            self._wake_pool,
+            utc_now,
+        )
         reconciles: dict[str, Callable[[ObjectKey], Awaitable[float | None]]] = {
             "AgentRun": runs.reconcile,
+            "AgentApproval": approvals.reconcile,
             "AgentPool": pools.reconcile,
             "Agent": AgentReconciler(self.kube, self.cache, utc_now).reconcile,
             "AgentModel": ModelReconciler(self.kube, self.cache, utc_now).reconcile,

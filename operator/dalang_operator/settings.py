@@ -61,6 +61,9 @@ class OperatorSettings(ProcessSettings):
     scale_to_zero_after: Duration = timedelta(minutes=10)
     """How long a pool keeps its last worker with nothing to do, unless it says so itself. A new worker takes a few
     seconds, so the pause between two runs of a person should not stop it."""
+    approval_proof: Literal["Required", "Off"] = "Required"
+    """Required: a decision is delivered only while the admission policies that prove who decided are there, unaltered. Off:
+    whoever may write an AgentApproval decides, under any name."""
     sweep_interval: Duration = timedelta(seconds=30)
     """Between two sweeps. Temporal allows 10 visibility queries a second for a namespace; a sweep makes two to three."""
     resync_interval: Duration = timedelta(minutes=10)

@@ -1,11 +1,12 @@
 """The CRDs on a real API server: what it takes, what it refuses and with which words, and what kubectl shows."""
 
 import contextlib
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from dalang_api import crdgen
-from dalang_api.v1alpha1 import Agent, AgentModel, AgentPool, AgentRun
+from dalang_api.v1alpha1 import Agent, AgentApproval, AgentModel, AgentPool, AgentRun
 from dalang_api.v1alpha1.schema import Resource
 from kubernetes import client
 
@@ -24,6 +25,17 @@ IMMUTABLE = "spec: Forbidden: a run's spec is immutable but for cancel and ttlAf
 MODEL = {"provider": "OpenAI", "name": "gpt-5"}
 AGENT = {"modelRef": {"name": "gpt-5"}}
 RUN = {"agentRef": {"name": "support"}, "input": "Where is order 42?"}
+APPROVAL = {
+    "subject": "ToolCall",
+    "runRef": {"name": "refund"},
+    "workflowId": "dalang.shop.refund.1",
+    "agent": "support",
+    "tool": "refund",
+    "question": "May support call refund?",
+    "arguments": '{"amount":120}',
+    "digest": f"sha256:{'0' * 64}",
+    "requestedAt": "2026-01-02T03:04:05Z",
+}
 USER = {"role": "User", "content": "Where is order 42?"}
 ASSISTANT = {"role": "Assistant", "content": "On its way."}
 
@@ -206,6 +218,40 @@ def test_the_api_server_keeps_all_of_a_definition(kind: type[Resource], api_clie
             id="as many as there may be",
         ),
         pytest.param(AgentRun, {**RUN, "limits": {"maxTokens": 1, "maxCostUSD": "0.01"}}, id="a run with budgets"),
+        pytest.param(AgentApproval, APPROVAL, id="an approval of a call"),
+        pytest.param(
+            AgentApproval,
+            {
+                **APPROVAL,
+                "subject": "Output",
+                "arguments": '"' + "ä" * 65534 + '"',
+                "expiresAt": "2026-01-03T03:04:05Z",
+            },
+            id="an approval of the longest answer",
+        ),
+        pytest.param(
+            Agent, {**AGENT, "tools": [{**tool("refund"), "approval": {}}]}, id="a tool that is always asked for"
+        ),
+        pytest.param(
+            Agent,
+            {
+                **AGENT,
+                "tools": [
+                    {
+                        **tool("refund"),
+                        "approval": {
+                            "when": "args.amount > 100",
+                            "question": "Refund?",
+                            "timeout": "12h",
+                            "onTimeout": "Approve",
+                        },
+                    }
+                ],
+            },
+            id="a tool that is asked for now and then",
+        ),
+        pytest.param(Agent, {**AGENT, "output": {"approval": {}}}, id="an answer that needs approval"),
+        pytest.param(AgentPool, {"approvals": [{"tools": ["process_*"]}]}, id="a pool that asks"),
         pytest.param(AgentRun, {**RUN, "input": "ä" * 32768}, id="a maximum counts characters, not bytes"),
     ],
 )
@@ -519,6 +565,27 @@ def test_taken(kind: type[Resource], spec: object, objects: "Objects") -> None:
             id="a conversation that Temporal would not take",
         ),
         pytest.param(
+            Agent,
+            {**AGENT, "output": {}},
+            ["spec.output: Invalid value: set schema, approval or both"],
+            id="an output that says nothing",
+        ),
+        *(
+            pytest.param(
+                AgentApproval,
+                {**APPROVAL, name: value},
+                ["spec: Invalid value: reason, override and decidedBy are set together with decision"],
+                id=f"{name} without a decision",
+            )
+            for name, value in (("reason", "No."), ("override", {}), ("decidedBy", "ada"))
+        ),
+        pytest.param(
+            AgentApproval,
+            {**APPROVAL, "decision": "Reject", "override": {"amount": 1}},
+            ["spec.override: Invalid value: override goes with decision: Approve"],
+            id="a rejection with other arguments",
+        ),
+        pytest.param(
             AgentRun,
             {**RUN, "limits": {"timeout": "1d"}},
             [
@@ -537,13 +604,13 @@ def test_refused(kind: type[Resource], spec: object, causes: list[str], objects:
 
 @pytest.mark.parametrize("kind", crdgen.KINDS, ids=lambda kind: kind.KIND)
 def test_the_length_of_a_name_is_limited(kind: type[Resource], objects: "Objects") -> None:
-    spec = {Agent: AGENT, AgentModel: MODEL, AgentPool: {}, AgentRun: RUN}[kind]
+    spec = {Agent: AGENT, AgentModel: MODEL, AgentPool: {}, AgentRun: RUN, AgentApproval: APPROVAL}[kind]
     objects.create(kind, spec, name="n" * kind.NAME_MAX)
     with pytest.raises(objects.refused) as refusal:
         objects.create(kind, spec, name="n" * (kind.NAME_MAX + 1))
-    assert refusal.value.causes == [
-        f"metadata.name: Invalid value: {kind.KIND} names may have at most {kind.NAME_MAX} characters"
-    ]
+    ours = f"metadata.name: Invalid value: {kind.KIND} names may have at most {kind.NAME_MAX} characters"
+    assert refusal.value.causes[-1] == ours
+    assert len(refusal.value.causes) == 1 or kind.NAME_MAX == 253, "the API server has a maximum of its own"
 
 
 def test_an_unknown_field_is_refused(objects: "Objects") -> None:
@@ -582,10 +649,13 @@ def waiting(condition_type: str, status: str) -> dict[str, str]:
             },
             id="run",
         ),
+        pytest.param(
+            AgentApproval, APPROVAL, {"state": "Pending", "conditions": [waiting("Ready", "False")]}, id="approval"
+        ),
     ],
 )
 def test_an_object_is_born_pending(kind: type[Resource], spec: object, status: object, objects: "Objects") -> None:
-    created = objects.create(kind, spec, status={"observedGeneration": 7})
+    created = objects.create(kind, spec, status={"conditions": []})
     assert created["status"] == status, "the user's own status counts"
     assert objects.get(kind) == created, "it took a write"
 
@@ -605,6 +675,18 @@ def test_field_selectors_find_runs(objects: "Objects") -> None:
     assert objects.select(AgentRun, "status.phase=Succeeded") == ["finished"]
     assert objects.select(AgentRun, "spec.agentRef.name=sales") == ["of-sales"]
     assert objects.select(AgentRun, "spec.agentRef.name=support,status.finishedAt=") == ["waiting"]
+
+
+def test_field_selectors_find_approvals(objects: "Objects") -> None:
+    open_one = objects.create(AgentApproval, APPROVAL, name="open")
+    decided = objects.create(AgentApproval, {**APPROVAL, "runRef": {"name": "other"}}, name="decided")
+    objects.replace(AgentApproval, {**decided, "spec": {**decided["spec"], "decision": "Approve"}})
+    objects.replace_status(AgentApproval, {**open_one, "status": {**open_one["status"], "state": "Expired"}})
+
+    assert objects.select(AgentApproval, "spec.decision=") == ["open"]
+    assert objects.select(AgentApproval, "spec.decision=Approve") == ["decided"]
+    assert objects.select(AgentApproval, "spec.runRef.name=refund") == ["open"]
+    assert objects.select(AgentApproval, "status.state=Expired") == ["open"]
 
 
 @pytest.mark.parametrize(
@@ -724,6 +806,20 @@ READY = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-02T03
             },
             id="runs",
         ),
+        pytest.param(
+            AgentApproval,
+            {**APPROVAL, "question": "Refund?"},
+            {"state": "Expired"},
+            {
+                "NAME": "x",
+                "RUN": "refund",
+                "AGENT": "support",
+                "TOOL": "refund",
+                "STATE": "Expired",
+                "QUESTION": "Refund?",
+            },
+            id="approvals",
+        ),
     ],
 )
 def test_kubectl_shows_columns(
@@ -736,8 +832,10 @@ def test_kubectl_shows_columns(
 ) -> None:
     objects.replace_status(kind, {**objects.create(kind, spec), "status": status})
     table = control_plane.kubectl("get", kind.SHORT, "--namespace", objects.namespace, "--output", "wide")
-    header, row = (line.split() for line in table.splitlines())
-    shown = dict(zip(header, row, strict=True))
+    header, row = table.splitlines()
+    starts = [match.start() for match in re.finditer(r"\S+", header)]
+    cells = [slice(start, end) for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    shown = {header[cell].strip(): row[cell].strip() for cell in cells if row[cell].strip()}
     assert shown.pop("AGE")
     assert shown == columns
 
@@ -750,6 +848,15 @@ def test_kubectl_explains_a_field(control_plane: "ControlPlane") -> None:
             explained = control_plane.kubectl("explain", "agentrun.spec.cancel")
     assert "FIELD: cancel <boolean>" in explained
     assert "Set it to true to cancel the run. What a tool has already done stays done." in explained
+
+
+def test_kubectl_explains_how_to_decide(control_plane: "ControlPlane") -> None:
+    explained = ""
+    while not explained:
+        with contextlib.suppress(AssertionError):
+            explained = control_plane.kubectl("explain", "agentapproval.spec.decision")
+    assert "FIELD: decision <string>" in explained
+    assert "kubectl patch agentapproval NAME --type merge -p" in " ".join(explained.split())
 
 
 def test_kubectl_waits_for_the_end_of_a_run(control_plane: "ControlPlane", objects: "Objects") -> None:

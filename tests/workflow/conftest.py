@@ -23,8 +23,11 @@ from aiohttp import web
 from dalang_api import contract, process
 from dalang_api.contract import (
     AgentSnapshot,
+    ApprovalRequest,
+    Decision,
     Message,
     ModelSnapshot,
+    ReportResult,
     RunInput,
     RunReport,
     SecretKey,
@@ -148,6 +151,25 @@ class Run:
         assert result == self.reports[-1].model_copy(update={"messages": []})
         return Ended("Succeeded", self.reports[-1])
 
+    async def pending(self, count: int = 1) -> list[ApprovalRequest]:
+        """Wait until so many approvals are pending, as the last report tells, and return them."""
+        last: list[ApprovalRequest] = []
+
+        def are_there() -> bool:
+            nonlocal last
+            last = (self.reports[-1].pending_approvals or []) if self.reports else []
+            return len(last) == count
+
+        await self.world.eventually(are_there)
+        return last
+
+    async def decide(self, request: ApprovalRequest, decision: str, **more: Any) -> None:
+        """Decide as the controller delivers it."""
+        made = {"name": request.name, "uid": self.world.approval_uids[request.name], "digest": request.digest}
+        run_uid = contract.parse_workflow_id(self.handle.id).suffix
+        said = Decision.model_validate({"run_uid": run_uid, "decision": decision, "decided_by": "ada", **made, **more})
+        await self.handle.signal(contract.DECIDE_SIGNAL, said)
+
     async def asked(self) -> list[Json]:
         """The requests that the model was sent."""
         return await self.world.requests(self.model)
@@ -205,6 +227,8 @@ class World:
     reported: dict[str, list[RunReport]] = field(default_factory=dict)
     reporting: list[RunReport] = field(default_factory=list)
     """Every report that reached the reporter, written or not."""
+    approval_uids: dict[str, str] = field(default_factory=dict)
+    """The uids of the AgentApprovals that the reporter has made, by name."""
     reporter_open: asyncio.Event = field(default_factory=asyncio.Event)
     """While it is not set, the reporter takes a report and does not come to an end with it."""
 
@@ -248,10 +272,12 @@ class World:
         """The operator's part, which here only takes notes."""
 
         @activity.defn(name=contract.REPORT_ACTIVITY)
-        async def report(report: RunReport) -> None:
+        async def report(report: RunReport) -> ReportResult:
             self.reporting.append(report)
             await self.reporter_open.wait()
             self.reported.setdefault(activity.info().workflow_id or "", []).append(report)
+            names = [request.name for request in report.pending_approvals or ()]
+            return ReportResult(approvals={name: self.approval_uids.setdefault(name, uuid4().hex) for name in names})
 
         return Worker(self.client, task_queue=contract.reporter_queue(self.installation), activities=[report])
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, overload
 import docstring_parser
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError, create_model
 
+from dalang.approval import Approval
 from dalang.functions import RegisteredFunction, add, annotations, is_context
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,6 +45,8 @@ class ToolFunction(RegisteredFunction):
     """How often it is run in all when it raises."""
     retryable_attempts: int = RETRYABLE_ATTEMPTS
     """How often in all when what it raises is a `ToolError(retryable=True)`."""
+    approval: Approval | None = None
+    """When a human has to approve a call of it."""
 
     def digest(self) -> str:
         """Return the first 16 hex digits of the SHA-256 of what the model is told."""
@@ -66,9 +69,20 @@ class ToolFunction(RegisteredFunction):
 @overload
 def tool(function: F) -> F: ...
 @overload
-def tool(*, name: str | None = None, once: bool = False, attempts: int | None = None) -> Callable[[F], F]: ...
 def tool(
-    function: F | None = None, *, name: str | None = None, once: bool = False, attempts: int | None = None
+    *,
+    name: str | None = None,
+    once: bool = False,
+    attempts: int | None = None,
+    approval: Approval | bool | None = None,
+) -> Callable[[F], F]: ...
+def tool(
+    function: F | None = None,
+    *,
+    name: str | None = None,
+    once: bool = False,
+    attempts: int | None = None,
+    approval: Approval | bool | None = None,
 ) -> F | Callable[[F], F]:
     """Register a function, sync or async, as a tool; the function itself stays as it is.
 
@@ -84,15 +98,16 @@ def tool(
         once: When its worker is lost in the middle, do not run it again: the model is told that the outcome is unknown.
         attempts: How often it is run in all when it raises, whatever that is, before the model is told. Absent: once, and
             three times where it raises `ToolError(retryable=True)`. A lost worker counts as an attempt.
+        approval: When a human has to approve a call first, whatever Agents say; `True` means always.
 
     Raises:
         TypeError: A parameter cannot be described to a model (`*args`, `**kwargs`, positional-only, no annotation, or one
-            that has no JSON schema), or the function yields.
+            that has no JSON schema), the function yields, or `approval` is neither an `Approval` nor true or false.
         ValueError: Another function is registered under the same name, or `attempts` is below 1 or contradicts `once`.
     """
 
     def register(decorated: F) -> F:
-        described = _describe(decorated, name or decorated.__name__, once, attempts)
+        described = _describe(decorated, name or decorated.__name__, once, attempts, approval)
         add(_REGISTRY, described, "tool")
         return decorated
 
@@ -104,11 +119,15 @@ def registered_tools() -> dict[str, ToolFunction]:
     return dict(_REGISTRY)
 
 
-def _describe(function: Callable[..., Any], name: str, once: bool, attempts: int | None) -> ToolFunction:
+def _describe(
+    function: Callable[..., Any], name: str, once: bool, attempts: int | None, approval: Approval | bool | None
+) -> ToolFunction:
     if attempts is not None and attempts < 1:
         raise ValueError(f"tool {name}: attempts is {attempts}; it has to be 1 or more")
     if once and attempts is not None and attempts > 1:
         raise ValueError(f"tool {name}: once=True and attempts={attempts} contradict each other")
+    if not isinstance(approval, Approval | bool | None):
+        raise TypeError(f"tool {name}: approval is {approval!r}; it has to be an Approval(…), or true or false")
     documentation = docstring_parser.parse(inspect.getdoc(function) or "")
     told = {parameter.arg_name: parameter.description for parameter in documentation.params}
     hints = annotations(function, f"tool {name}")
@@ -139,6 +158,7 @@ def _describe(function: Callable[..., Any], name: str, once: bool, attempts: int
         once=once,
         attempts=attempts or 1,
         retryable_attempts=1 if once else attempts or RETRYABLE_ATTEMPTS,
+        approval=Approval() if approval is True else approval or None,
     )
 
 

@@ -17,6 +17,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import TemporalError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from dalang_worker.activities.answer import check_answer
 from dalang_worker.activities.mcp import McpActivity
 from dalang_worker.activities.model import ModelActivity
 from dalang_worker.activities.tool import ToolActivity
@@ -108,7 +109,7 @@ async def serve(settings: WorkerSettings, client: Client) -> AsyncIterator[None]
         # The sandbox takes a third of a run's CPU (9 of 28 ms), for one file: the conductor is passed through. What it would
         # find, ruff bans in that file, and tests/workflow/test_replay.py runs it in the sandbox.
         workflow_runner=UnsandboxedWorkflowRunner(),
-        activities=[model.model, ToolActivity(runner).tool, McpActivity(servers).mcp],
+        activities=[model.model, ToolActivity(runner).tool, McpActivity(servers).mcp, check_answer],
         max_concurrent_activities=settings.slots,
         max_cached_workflows=MAX_CACHED_WORKFLOWS,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,

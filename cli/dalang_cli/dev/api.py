@@ -65,6 +65,9 @@ class Api:
     async def create(self, path: str, body: Object) -> Object:
         return await self._call("POST", path, body)
 
+    async def replace(self, path: str, body: Object) -> Object:
+        return await self._call("PUT", path, body)
+
     async def patch(self, path: str, body: Object, content_type: str = MERGE_PATCH) -> Object:
         return await self._call("PATCH", path, body, content_type)
 

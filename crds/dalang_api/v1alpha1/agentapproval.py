@@ -36,7 +36,7 @@ class AgentApprovalSpec(ApiModel):
             ),
             immutable_except(_DECIDING, "the request is immutable; only decision, reason and override can be set"),
             rule(
-                "!has(self.override) || self.decision == 'Approve'",
+                "!has(self.override) || !has(self.decision) || self.decision == 'Approve'",
                 "override goes with decision: Approve",
                 field_path=".override",
             ),

@@ -4,8 +4,9 @@ What wakes a kind, besides its own objects:
 
     Agent        its AgentModels, its AgentPool (the catalogue), the Agents it names, the ConfigMap of `instructionsFrom`
     AgentPool    its Agents, the AgentModels of those and of its retrievers (Secrets, tokens), its Deployment,
-                 the ConfigMaps of `toolsFrom`, a run that starts, the last run that ends
+                 the ConfigMaps of `toolsFrom`, a run that starts, the last run that ends or awaits approval
     AgentRun     while it waits: every Agent it can reach, their AgentModels, AgentPools and ConfigMaps
+    AgentApproval  the AgentRun that waits for it, whenever it reports or leaves the watch
 
 ConfigMaps are watched only with the label `dalang.dev/tools`; others are read again while they are missing.
 """
@@ -13,10 +14,11 @@ ConfigMaps are watched only with the label `dalang.dev/tools`; others are read a
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from dalang_operator.kinds.agentapproval.reconcile import ApprovalFacts
 from dalang_operator.kinds.agentrun.reconcile import RunFacts
 from dalang_operator.kinds.reach import Reach, find_reach
 from dalang_operator.kube.resources import Json, ObjectKey, key_of, uid_of
-from dalang_operator.runtime.cache import POOL_LABEL, Cache, is_finished, pools_of_run
+from dalang_operator.runtime.cache import POOL_LABEL, Cache, is_awaiting, is_finished, pending_approvals, pools_of_run
 from dalang_operator.runtime.queue import Queue
 from dalang_operator.runtime.references import pool_of
 
@@ -31,10 +33,11 @@ class Wake(NamedTuple):
 class Intake:
     """Puts objects into the cache and enqueues what they concern."""
 
-    def __init__(self, cache: Cache, queues: dict[str, Queue], facts: RunFacts) -> None:
+    def __init__(self, cache: Cache, queues: dict[str, Queue], facts: RunFacts, approvals: ApprovalFacts) -> None:
         self._cache = cache
         self._queues = queues
         self._facts = facts
+        self._approvals = approvals
 
     def applied(self, kind: str, obj: Json) -> None:
         """An object exists in this state. An older state than the cached one is ignored."""
@@ -47,17 +50,34 @@ class Intake:
                 self._mark_gone(before)
         if self._cache.store(kind).put(obj):
             self._enqueue(wakes(self._cache, kind, obj))
+            if kind == "AgentRun":
+                self._reported(obj)
 
     def removed(self, kind: str, obj: Json) -> None:
         """An object left the watch. Of a run that says little: it may be deleted, or just have finished."""
         if kind == "AgentRun":
             self._mark_gone(obj)
+        if kind == "AgentApproval":
+            self._approvals.gone[key_of(obj)] = ObjectKey(key_of(obj).namespace, obj["spec"]["runRef"]["name"])
         self._cache.store(kind).drop(obj)
         self._enqueue(wakes(self._cache, kind, obj))
         if kind == "AgentRun":
-            for pool in _pool_keys(self._cache, obj):
-                if not self._cache.has_live_run(pool):
-                    self._queues["AgentPool"].add(pool)
+            self._approvals.asked_again.pop(uid_of(obj), None)
+            self._cache.awake.pop(key_of(obj), None)
+            self._let_pools_rest(obj)
+
+    def _reported(self, run: Json) -> None:
+        """A run changed. One that awaits approval needs its pools no more, if it was told nothing since it said so."""
+        if not self._cache.is_awake(key_of(run)):
+            self._cache.awake.pop(key_of(run), None)
+            if is_awaiting(run):
+                self._let_pools_rest(run)
+
+    def _let_pools_rest(self, run: Json) -> None:
+        """Have the pools looked at that a run needs no more, or not for now."""
+        for pool in _pool_keys(self._cache, run):
+            if not self._cache.has_live_run(pool):
+                self._queues["AgentPool"].add(pool)
 
     def enqueue_all(self) -> None:
         """Have everything in the cache reconciled."""
@@ -92,6 +112,10 @@ def wakes(cache: Cache, kind: str, obj: Json) -> Iterator[Wake]:
         for caller in cache.agents.by("agent", key.namespace, key.name):
             yield Wake("Agent", caller)
         yield from _waiting(cache, [key])
+    elif kind == "AgentRun":
+        asked = [*pending_approvals(obj), *(found.name for found in cache.approvals.by("run", *key))]
+        for name in dict.fromkeys(asked):
+            yield Wake("AgentApproval", ObjectKey(key.namespace, name))
     elif kind == "AgentPool":
         yield from _agents_and_runs(cache, cache.agents.by("pool", key.namespace, key.name))
     elif kind == "AgentModel":

@@ -49,10 +49,12 @@ AGENTS = Resource("dalang.dev", "v1alpha1", "agents", "Agent")
 AGENT_MODELS = Resource("dalang.dev", "v1alpha1", "agentmodels", "AgentModel")
 AGENT_POOLS = Resource("dalang.dev", "v1alpha1", "agentpools", "AgentPool")
 AGENT_RUNS = Resource("dalang.dev", "v1alpha1", "agentruns", "AgentRun")
+AGENT_APPROVALS = Resource("dalang.dev", "v1alpha1", "agentapprovals", "AgentApproval")
 DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 NAMESPACES = Resource("", "v1", "namespaces", "Namespace")
+EVENTS = Resource("events.k8s.io", "v1", "events", "Event")
 
 
 def key_of(obj: Json) -> ObjectKey:

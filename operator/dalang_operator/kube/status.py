@@ -45,6 +45,14 @@ def clip(text: str, limit: int = MESSAGE_MAX) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def clip_bytes(text: str, limit: int) -> str:
+    """Return the text, cut with a mark where it weighs more as UTF-8 than the limit."""
+    data = text.encode()
+    if len(data) <= limit:
+        return text
+    return data[: limit - len("…".encode())].decode(errors="ignore") + "…"
+
+
 def condition(
     type_: ConditionType, status: Literal["True", "False", "Unknown"], reason: Reason | str, message: str
 ) -> Json:

@@ -18,6 +18,10 @@ class LocalRuns(Protocol):
         """Return the run as the controller knows it, perhaps a moment old."""
         ...
 
+    def cached_approval(self, key: ObjectKey) -> Json | None:
+        """Return the AgentApproval as the controller knows it, perhaps a moment old and without its arguments."""
+        ...
+
     def ending(self, uid: str) -> None:
         """The run's last status is about to be written."""
         ...
@@ -37,6 +41,9 @@ class ControllersRuns:
     def cached(self, key: ObjectKey) -> Json | None:
         return self.cache.runs.get(key)
 
+    def cached_approval(self, key: ObjectKey) -> Json | None:
+        return self.cache.approvals.get(key)
+
     def ending(self, uid: str) -> None:
         self.facts.ending.add(uid)
 
@@ -50,6 +57,9 @@ class NoRuns:
     """There is no controller in this process."""
 
     def cached(self, key: ObjectKey) -> Json | None:
+        return None
+
+    def cached_approval(self, key: ObjectKey) -> Json | None:
         return None
 
     def ending(self, uid: str) -> None:

@@ -1,4 +1,4 @@
-"""Activity `report`: a workflow's report becomes its AgentRun's status.
+"""Activity `report`: a workflow's report becomes its AgentRun's status, and before that the AgentApprovals it asks for.
 
 The object is taken from the calling workflow's id, which Temporal vouches for, and from nothing the caller says. So a
 workflow can write about its own run only, and only forwards: uid, `reportSeq` and resourceVersion guard every write.
@@ -9,21 +9,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from dalang_api.contract import REPORT_ACTIVITY, RUN_WORKFLOW, RunReport, WorkflowTarget, parse_workflow_id
+from dalang_api.contract import (
+    REPORT_ACTIVITY,
+    RUN_WORKFLOW,
+    ReportResult,
+    RunReport,
+    WorkflowTarget,
+    parse_workflow_id,
+)
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from dalang_operator.kinds.agentrun.status import report_seq, run_status
+from dalang_operator.kinds.agentrun.status import run_status
 from dalang_operator.kube.client import KubeClient
 from dalang_operator.kube.errors import ApiError, Conflict, NotFound
 from dalang_operator.kube.resources import AGENT_RUNS, Json, ObjectKey, uid_of
 from dalang_operator.kube.status import write_status
+from dalang_operator.reporter.approvals import ApprovalWriter
 from dalang_operator.reporter.local import LocalRuns
-from dalang_operator.runtime.cache import is_finished
+from dalang_operator.runtime.cache import is_finished, report_seq
 from dalang_operator.runtime.metrics import REPORTS
 
 logger = logging.getLogger(__name__)
 
+Asked = dict[str, str] | None
+"""The uids of AgentApprovals by name; None where the report asks for none."""
 ATTEMPTS = 5
 """Reads and writes tried at once; the controller's first status may come between, rarely anything else."""
 
@@ -68,11 +78,12 @@ class RunReporter:
     kube: KubeClient
     local: LocalRuns
     """The controller, if it runs in this process."""
+    approvals: ApprovalWriter
     now: Callable[[], datetime]
 
     @activity.defn(name=REPORT_ACTIVITY)
-    async def report(self, report: RunReport) -> None:
-        """Write one report.
+    async def report(self, report: RunReport) -> ReportResult:
+        """Write one report; returns the uids of the AgentApprovals it waits for.
 
         Raises:
             ApplicationError: The API server refused or did not answer; Temporal tries again.
@@ -80,46 +91,58 @@ class RunReporter:
         target = reporting_workflow(self.installation, self.namespaces, RUN_WORKFLOW)
         if target is None:
             REPORTS.labels("not_ours").inc()
-            return
+            return ReportResult()
         try:
-            REPORTS.labels(await self._write(report, target)).inc()
+            outcome, asked = await self._write(report, target)
         except ApiError as error:
             REPORTS.labels("error").inc()
             raise retryable(error) from error
+        REPORTS.labels(outcome).inc()
+        return ReportResult(approvals=asked)
 
-    async def _write(self, report: RunReport, target: WorkflowTarget) -> str:
+    async def _write(self, report: RunReport, target: WorkflowTarget) -> tuple[str, Asked]:
         if not report.finished_at:
-            return (await self._write_once(report, target))[0]
+            outcome, _, asked = await self._write_once(report, target)
+            return outcome, asked
         ended = None
         self.local.ending(target.suffix)
         try:
-            outcome, ended = await self._write_once(report, target)
+            outcome, ended, asked = await self._write_once(report, target)
         finally:
             self.local.ended(target.suffix, ended)
-        return outcome
+        return outcome, asked
 
-    async def _write_once(self, report: RunReport, target: WorkflowTarget) -> tuple[str, Json | None]:
-        """Return what became of the report, and the run if this report ended it."""
+    async def _write_once(self, report: RunReport, target: WorkflowTarget) -> tuple[str, Json | None, Asked]:
+        """Return what became of the report, the run if this report ended it, and the approvals that it asked for.
+
+        Approvals come first: a status that names them before they are there could be read, and nobody would try again
+        if this process died in between.
+        """
         key = ObjectKey(target.namespace, target.name)
         workflow_id = activity.info().workflow_id or ""
         run = self.local.cached(key)
+        asked: Asked = None
+        has_asked = False
         for attempt in range(ATTEMPTS):
             if attempt or run is None or refusal(report, run, target):
                 run = await self._read(key)
             why_not = refusal(report, run, target)
+            is_repeated = why_not == "older" and run is not None and report_seq(run) == report.seq
+            if not has_asked and (why_not is None or is_repeated):
+                asked, has_asked = await self.approvals.write(report, target, workflow_id), True
             if run is None or why_not:
-                return str(why_not), None
+                return str(why_not), None, asked
             status = run_status(report, run, workflow_id, self.now())
             try:
                 written = await write_status(self.kube, AGENT_RUNS, run, status, "reporter")
             except Conflict:
                 continue
             except NotFound:
-                return "deleted", None
+                return "deleted", None, asked
             if not (written and is_finished(written)):
-                return "written", None
+                return "written", None, asked
             logger.info("AgentRun %s: %s", key, report.reason)
-            return "written", written
+            return "written", written, asked
         raise Conflict(f"AgentRun {key} changed under {ATTEMPTS} attempts")
 
     async def _read(self, key: ObjectKey) -> Json | None:

@@ -16,6 +16,7 @@ from dalang_api.process import connect
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from dalang_operator.kube.client import KubeClient
+from dalang_operator.reporter.approvals import ApprovalWriter
 from dalang_operator.reporter.catalogue import CataloguePublisher, PublishTools
 from dalang_operator.reporter.local import LocalRuns
 from dalang_operator.reporter.report import RunReporter
@@ -79,7 +80,8 @@ class ReporterThread:
     async def _serve(self, kube: KubeClient) -> None:
         client = await connect(self._settings, identity=f"reporter@{self._installation}")
         namespaces = frozenset(self._settings.watch_namespace)
-        runs = RunReporter(self._installation, namespaces, kube, self._local, utc_now)
+        approvals = ApprovalWriter(kube, self._local, utc_now)
+        runs = RunReporter(self._installation, namespaces, kube, self._local, approvals, utc_now)
         catalogues = CataloguePublisher(self._installation, namespaces, kube, utc_now)
         worker = Worker(
             client,

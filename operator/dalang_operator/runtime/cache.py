@@ -1,7 +1,8 @@
 """What the watches told last: one store per kind, each with the few indexes the reconciles ask for.
 
 Objects are kept as they came (plain dicts, without managedFields) and are replaced, never changed, so the reporter's
-thread may read while the event loop writes. Finished AgentRuns are not kept: they leave the hot watch.
+thread may read while the event loop writes. Finished AgentRuns and settled AgentApprovals are not kept: they leave the hot
+watch.
 `kopf.index` is not used: it took 58 s for 4,000 objects.
 """
 
@@ -9,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
 from dalang_api import contract
-from dalang_api.v1alpha1.conditions import Reason
+from dalang_api.v1alpha1.conditions import Phase, Reason
 
 from dalang_operator.kinds.reach import Known, Reach, find_reach
 from dalang_operator.kube.resources import Json, ObjectKey, key_of
@@ -41,8 +42,15 @@ def version_of(obj: Json) -> int:
 class Store:
     """The objects of one kind, by key, with indexes from a value within a namespace to keys."""
 
-    def __init__(self, kind: str, indexes: dict[str, Callable[[Json], Iterable[str]]] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        indexes: dict[str, Callable[[Json], Iterable[str]]] | None = None,
+        left_out: frozenset[str] = frozenset(),
+    ) -> None:
+        """Make an empty store. What is `left_out` of the objects' spec is not kept: large, and nobody's question here."""
         self._objects: dict[ObjectKey, Json] = {}
+        self._left_out = left_out
         self._indexes = indexes or {}
         self._keys: dict[_IndexKey, set[ObjectKey]] = {}
         self._dropped: OrderedDict[ObjectKey, int] = OrderedDict()
@@ -70,6 +78,8 @@ class Store:
             if same_object or version_of(before) > version_of(obj):
                 return False
         obj["metadata"].pop("managedFields", None)
+        for field in self._left_out:
+            obj["spec"].pop(field, None)
         if before is not None:
             self._unindex(key, before)
         self._objects[key] = obj
@@ -133,6 +143,12 @@ def is_finished(run: Json) -> bool:
     return bool(run.get("status", {}).get("finishedAt"))
 
 
+def report_seq(run: Json) -> int:
+    """Return the number of the report a run's status comes from; 0: of none."""
+    seq: int = run.get("status", {}).get("workflow", {}).get("reportSeq", 0)
+    return seq
+
+
 def queue_pool(run: Json) -> list[str]:
     """The pool whose queue a started run's workflow is on: the last part of `<installation>.<namespace>.<pool>`."""
     queue: str = run.get("status", {}).get("workflow", {}).get("taskQueue", "")
@@ -143,6 +159,17 @@ def pools_of_run(run: Json) -> list[str]:
     """Return the pools a started run needs: that of its workflow, and those of the agents it may yet call."""
     agents = run.get("status", {}).get("agents", ()) if is_started(run) else ()
     return list(dict.fromkeys([*queue_pool(run), *(agent["pool"] for agent in agents if agent.get("pool"))]))
+
+
+def is_awaiting(run: Json) -> bool:
+    """Return whether all that a run waits for is a human: it needs no worker until somebody decides, or cancels it."""
+    is_asking = run.get("status", {}).get("phase") == Phase.AWAITING_APPROVAL
+    return is_asking and not is_finished(run) and not run["spec"].get("cancel")
+
+
+def pending_approvals(run: Json) -> list[str]:
+    """Return the names of the AgentApprovals that a run says it waits for, the first sixteen."""
+    return [pending["name"] for pending in run.get("status", {}).get("pendingApprovals", ())]
 
 
 def _could_start(run: Json) -> bool:
@@ -175,9 +202,19 @@ class Cache:
             "AgentRun",
             {
                 "waiting": lambda run: [] if is_started(run) else [run["spec"]["agentRef"]["name"]],
-                "pool": pools_of_run,
+                "pool": lambda run: [] if is_awaiting(run) else pools_of_run(run),
+                "awaiting": lambda run: queue_pool(run) if is_awaiting(run) else [],
+                "approval": pending_approvals,
             },
         )
+        self.approvals = Store(
+            "AgentApproval",
+            {"run": lambda approval: [approval["spec"]["runRef"]["name"]]},
+            left_out=frozenset({"arguments"}),  # up to 64 KiB, of each of thousands
+        )
+        self.awake: dict[ObjectKey, tuple[str, int]] = {}
+        """Runs that await approval and were told something since, with uid and the number of the report they had made by
+        then: until the next one they need a worker. Safe to lose: the AgentApprovals tell it again."""
         self.deployments = Store("Deployment")
         self.config_maps = Store("ConfigMap")
 
@@ -188,6 +225,7 @@ class Cache:
             "AgentModel": self.models,
             "AgentPool": self.pools,
             "AgentRun": self.runs,
+            "AgentApproval": self.approvals,
             "Deployment": self.deployments,
             "ConfigMap": self.config_maps,
         }[kind]
@@ -237,10 +275,26 @@ class Cache:
                     found.append(caller)
         return found
 
+    def note_awake(self, key: ObjectKey, run: Json) -> None:
+        """Note that a run was told something, so that it needs a worker until it reports again."""
+        self.awake[key] = (run["metadata"]["uid"], report_seq(run))
+
+    def is_awake(self, key: ObjectKey) -> bool:
+        """Return whether a run that awaits approval was told something and has not reported since."""
+        run = self.runs.get(key)
+        return run is not None and is_awaiting(run) and self.awake.get(key) == (run["metadata"]["uid"], report_seq(run))
+
     def has_live_run(self, pool: ObjectKey) -> bool:
-        """Return whether a run needs the pool: one that is under way and may call it, or one that could start."""
+        """Return whether a run needs the pool: one that is under way and may call it, or one that could start.
+
+        One that awaits approval does not, but for the while between a decision and its next report.
+        """
         if self.runs.count("pool", pool.namespace, pool.name):
             return True
+        for key in list(self.awake):
+            needed = pools_of_run(self.runs.get(key) or {}) if key.namespace == pool.namespace else []
+            if pool.name in needed and self.is_awake(key):
+                return True
         known = self.known(pool.namespace)
         for agent_key in self.agents_that_reach(self.agents.by("pool", pool.namespace, pool.name)):
             if not self.runs.has_any("waiting", pool.namespace, agent_key.name, _could_start):

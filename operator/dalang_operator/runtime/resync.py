@@ -14,6 +14,7 @@ from dalang_operator.kinds.agentrun.plan import time_to_live
 from dalang_operator.kinds.intake import Intake
 from dalang_operator.kube.client import KubeClient
 from dalang_operator.kube.resources import (
+    AGENT_APPROVALS,
     AGENT_MODELS,
     AGENT_POOLS,
     AGENT_RUNS,
@@ -47,9 +48,11 @@ WATCHES = (
     Watch(AGENTS),
     Watch(DEPLOYMENTS, labels=POOL_LABEL),
     Watch(CONFIG_MAPS, labels=TOOLS_LABEL),
+    Watch(AGENT_APPROVALS, fields="status.state!=Applied,status.state!=Expired,status.state!=Superseded"),
     Watch(AGENT_RUNS, fields="status.finishedAt="),
 )
-"""Runs come last, so that the first of them finds its agent in the cache. Finished ones are left out: the hot watch."""
+"""Runs come last, so that the first of them finds its agent in the cache. Finished ones are left out: the hot watch. So are
+AgentApprovals that are settled."""
 
 
 @dataclass(frozen=True)

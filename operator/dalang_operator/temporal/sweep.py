@@ -19,7 +19,7 @@ from dalang_operator.kinds.agentrun.status import says_worker_missing
 from dalang_operator.kube.errors import NotFound
 from dalang_operator.kube.resources import AGENT_RUNS, Json, ObjectKey, Resource, uid_of
 from dalang_operator.kube.status import parse_timestamp
-from dalang_operator.runtime.cache import Cache, deployment_name, is_started
+from dalang_operator.runtime.cache import Cache, deployment_name, is_awaiting, is_started
 from dalang_operator.runtime.metrics import SWEEP_FINDINGS, SWEEPS
 from dalang_operator.temporal.workflows import ListedWorkflow, Workflows
 
@@ -178,20 +178,24 @@ class Sweep:
         """Runs whose pool has no worker are looked at, and those that said so and have one again."""
         for key in self.cache.runs:
             run = self.cache.runs.get(key)
-            if run is None:
+            if run is None or is_awaiting(run):
                 continue
             if says_worker_missing(run) or not self.cache.has_worker(key.namespace, run):
                 SWEEP_FINDINGS.labels("without_worker").inc()
                 self.wake_run(key)
 
     async def _find_forsaken_pools(self) -> None:
-        """A pool at zero with an open workflow on its queue gets a worker: one that was about to end, or was reset."""
+        """A pool at zero with an open workflow on its queue gets a worker: one that was about to end, or was reset.
+
+        Those of runs that await approval do not count.
+        """
         for key in self.cache.pools:
             deployment = self.cache.deployments.get(ObjectKey(key.namespace, deployment_name(key.name)))
             if deployment is None or replicas_of(deployment) > 0:
                 continue
             queue = pool_queue(self.installation, key.namespace, key.name)
-            if await self.workflows.count(f"TaskQueue = '{queue}' AND ExecutionStatus = 'Running'"):
+            opened = await self.workflows.count(f"TaskQueue = '{queue}' AND ExecutionStatus = 'Running'")
+            if opened > self.cache.runs.count("awaiting", key.namespace, key.name):
                 SWEEP_FINDINGS.labels("without_worker").inc()
                 self.pool_facts.has_open_workflow.add(key)
                 self.wake_pool(key)

@@ -15,7 +15,7 @@ import temporalio.api.errordetails.v1 as errordetails
 import temporalio.api.taskqueue.v1 as taskqueue
 import temporalio.api.workflow.v1 as workflow
 import temporalio.api.workflowservice.v1 as service
-from dalang_api.contract import RUN_WORKFLOW, RunInput, RunReport
+from dalang_api.contract import RUN_WORKFLOW, Decision, RunInput, RunReport
 from google.protobuf.message import Message
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -103,6 +103,23 @@ class Workflows:
             reason=reason,
         )
         await self._translated("cancel", self._client.workflow_service.request_cancel_workflow_execution, request)
+
+    async def signal(self, workflow_id: str, name: str, value: Decision | None, request_id: str) -> None:
+        """Signal a workflow; Temporal takes a signal of the same request id once.
+
+        Raises:
+            WorkflowNotFound: There is none, or it has ended.
+        """
+        payloads = [] if value is None else await self._client.data_converter.encode([value])
+        request = service.SignalWorkflowExecutionRequest(
+            namespace=self._namespace,
+            workflow_execution=common.WorkflowExecution(workflow_id=workflow_id),
+            signal_name=name,
+            input=common.Payloads(payloads=payloads),
+            identity=self._client.identity,
+            request_id=request_id,
+        )
+        await self._translated("signal", self._client.workflow_service.signal_workflow_execution, request)
 
     async def terminate(self, workflow_id: str, reason: str) -> bool:
         """Stop a workflow where it stands; returns whether there was one to stop."""

@@ -2,7 +2,15 @@
 
 import pytest
 from dalang_api import contract
-from dalang_api.contract import EMPTY_DIGEST, Message, TextPart, ToolCallPart, WorkflowTarget, extend_digest
+from dalang_api.contract import (
+    EMPTY_DIGEST,
+    AgentSnapshot,
+    Message,
+    TextPart,
+    ToolCallPart,
+    WorkflowTarget,
+    extend_digest,
+)
 
 UID = "0b6b1e4e-6c0a-4d3c-9d6f-2f6b6c1f3a11"
 
@@ -123,3 +131,25 @@ def test_the_key_of_a_call_is_its_place_and_arguments() -> None:
 def test_a_context_variable_is_json_where_it_is_json_and_comes_back_as_it_was(text: str, value: object) -> None:
     assert contract.context_value(text) == value
     assert contract.context_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("more", "reads"),
+    [
+        pytest.param({}, False, id="nothing does"),
+        pytest.param(
+            {"tools": [{"name": "pay", "function": "pay", "approval": {}}]}, False, id="an approval without when"
+        ),
+        pytest.param(
+            {"tools": [{"name": "pay", "function": "pay", "approval": {"when": "!context.vip"}}]},
+            True,
+            id="a tool's approval",
+        ),
+        pytest.param({"output_approval": {"when": "!context.vip"}}, True, id="the answer's approval"),
+        pytest.param({"output_approval": {"when": "output.sure < 0.9"}}, False, id="an approval that reads none"),
+        pytest.param({"instructions": "Hi {{ context.name }}"}, True, id="instructions"),
+    ],
+)
+def test_an_agent_s_calls_carry_the_context_where_it_is_read(more: dict[str, object], reads: bool) -> None:
+    agent = AgentSnapshot.model_validate({"name": "a", "uid": "u", "generation": 1, "queue": "q", "model": "m", **more})
+    assert agent.reads_context() is reads

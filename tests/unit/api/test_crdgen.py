@@ -261,6 +261,7 @@ def test_generating_twice_gives_the_same() -> None:
     assert crdgen.custom_resource_definitions() == first
     assert [definition["spec"]["names"]["kind"] for definition in first] == [
         "Agent",
+        "AgentApproval",
         "AgentModel",
         "AgentPool",
         "AgentRun",

@@ -18,6 +18,7 @@ def test_defaults() -> None:
     assert settings.watch_namespace == []
     assert settings.run_ttl == timedelta(hours=24)
     assert settings.scale_to_zero_after == timedelta(minutes=10)
+    assert settings.approval_proof == "Required"
 
 
 def test_lists_may_be_repeated_or_joined_by_commas() -> None:

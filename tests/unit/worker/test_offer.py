@@ -8,6 +8,9 @@ from dalang.tools import ToolFunction
 from dalang_api.contract import (
     AgentCall,
     AgentSnapshot,
+    ApprovalFloor,
+    ApprovalNeeded,
+    ApprovalPolicy,
     CallVerdict,
     HandoffBinding,
     McpBinding,
@@ -15,6 +18,7 @@ from dalang_api.contract import (
     Snapshot,
     ToolBinding,
 )
+from dalang_worker.approvals import CalledTool, Circumstances
 from dalang_worker.mcp import McpTool, McpUnavailableError
 from dalang_worker.tools.offer import FunctionMissingError, Offers, make_offers
 
@@ -40,12 +44,17 @@ def agent(name: str = "desk", **more: object) -> AgentSnapshot:
 
 
 async def offers(
-    registry: Tools, *tools: ToolBinding, servers: FakeServers | None = None, handoffs: tuple[HandoffBinding, ...] = ()
+    registry: Tools,
+    *tools: ToolBinding,
+    servers: FakeServers | None = None,
+    handoffs: tuple[HandoffBinding, ...] = (),
+    floors: tuple[ApprovalFloor, ...] = (),
 ) -> Offers:
     desk = agent(tools=list(tools), handoffs=list(handoffs) or None)
     model = ModelSnapshot(name="gpt", uid="m", generation=1, provider="OpenAI", model="gpt-5")
     snapshot = Snapshot(agents=[desk, agent("archive", description="Knows old orders.")], models=[model])
-    return await make_offers(desk, snapshot, registry, servers or FakeServers())
+    around = Circumstances("desk", "r1", "shop", floors=floors)
+    return await make_offers(desk, snapshot, registry, servers or FakeServers(), around)
 
 
 def mcp(server: str, *tools: str) -> ToolBinding:
@@ -139,3 +148,80 @@ async def test_an_allowed_tool_that_the_server_does_not_have_is_noted(registry: 
     made = await offers(registry, mcp("shop", "find", "fnid"), servers=FakeServers({"shop": ["find", "burn"]}))
     assert list(made.tools) == ["find"]
     assert made.missing == ["MCP server shop has no tool fnid (it has: burn, find)"]
+
+
+# ── Approvals ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ALWAYS = ApprovalPolicy(question="Really?")
+
+
+async def test_the_agent_s_policy_goes_with_the_verdict(weather: Tools) -> None:
+    binding = ToolBinding(name="charge", function="pay", approval=ApprovalPolicy(when="args.amount > 100"))
+    made = await offers(weather, binding)
+    assert made.judge("c", "charge", '{"amount":100}').approval is None
+    verdict = made.judge("c", "charge", '{"amount": 120.0}')
+    assert verdict == CallVerdict(
+        call_id="c",
+        function="pay",
+        once=True,
+        reads_context=True,
+        approval=ApprovalNeeded(
+            question="Agent desk wants to call charge. Approve?",
+            arguments='{"amount":120}',
+            digest=CalledTool.function("charge", weather["pay"]).digest('{"amount":120}'),
+        ),
+    )
+
+
+async def test_a_call_that_cannot_be_run_is_not_asked_about(weather: Tools) -> None:
+    made = await offers(weather, ToolBinding(name="weather", function="weather", approval=ALWAYS))
+    verdict = made.judge("c", "weather", "{}")
+    assert (verdict.approval, verdict.error is not None) == (None, True)
+
+
+async def test_an_agent_called_as_a_tool_is_asked_about(registry: Tools) -> None:
+    made = await offers(registry, ToolBinding(name="look_up", agent="archive", approval=ALWAYS))
+    verdict = made.judge("c", "look_up", '{"message":"Order 42?"}')
+    assert verdict.agent == AgentCall(agent="archive", message="Order 42?")
+    assert verdict.approval is not None
+    assert verdict.approval.arguments == '{"message":"Order 42?"}'
+
+
+async def test_a_floor_covers_hand_offs_agents_and_mcp_tools(registry: Tools) -> None:
+    made = await offers(
+        registry,
+        ToolBinding(name="look_up", agent="archive"),
+        mcp("shop"),
+        servers=FakeServers({"shop": ["pay", "find"]}),
+        handoffs=(HandoffBinding(agent="archive"),),
+        floors=(ApprovalFloor(tools=["transfer_to_*", "look_up", "pay"]),),
+    )
+    calls = {"transfer_to_archive": "not even JSON", "look_up": '{"message":"a"}', "pay": "{}", "find": "{}"}
+    found = {name: made.judge("c", name, arguments).approval for name, arguments in calls.items()}
+    assert {name: needed and needed.arguments for name, needed in found.items()} == {
+        "transfer_to_archive": "{}",
+        "look_up": '{"message":"a"}',
+        "pay": "{}",
+        "find": None,
+    }
+
+
+async def test_a_floor_is_for_a_function_under_whatever_name(weather: Tools) -> None:
+    made = await offers(weather, ToolBinding(name="harmless", function="pay"), floors=(ApprovalFloor(tools=["pay"]),))
+    assert made.judge("c", "harmless", '{"amount":1}').approval is not None
+
+
+async def test_two_bindings_of_a_server_s_tool_ask_for_both(registry: Tools) -> None:
+    asking = ToolBinding(name="paying", mcp=McpBinding(server="shop", tools=["pay"]), approval=ALWAYS)
+    made = await offers(registry, mcp("shop"), asking, servers=FakeServers({"shop": ["pay", "find"]}))
+    asked = {name: made.judge("c", name, "{}").approval is not None for name in made.tools}
+    assert asked == {"find": False, "shop__pay": True}
+
+
+async def test_arguments_that_cannot_be_shown_are_refused(weather: Tools) -> None:
+    made = await offers(weather, ToolBinding(name="charge", function="pay", approval=ALWAYS))
+    assert made.judge("c", "charge", '{"amount":12345678901234567890}') == CallVerdict(
+        call_id="c",
+        error="Not run: a human has to approve it, and the arguments of charge cannot be shown exactly: "
+        "it holds an integer beyond 2^53, which not every reader can show exactly.",
+    )

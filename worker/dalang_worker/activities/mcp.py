@@ -4,14 +4,15 @@ import asyncio
 import logging
 from typing import Any
 
-from dalang_api import contract
+from dalang_api import contract, output_schema
 from dalang_api.contract import ToolCall, ToolOutcome
 from pydantic_core import from_json
 from temporalio import activity
 
 from dalang_worker.activities.failures import interrupted
 from dalang_worker.activities.heartbeat import beating
-from dalang_worker.mcp import McpConnectionLostError, McpUnavailableError
+from dalang_worker.approvals import CHANGED_DO_NOT_FIT, CalledTool, UnshowableError, approved_text, ask_again
+from dalang_worker.mcp import McpConnectionLostError, McpTool, McpUnavailableError
 from dalang_worker.mcp.content import failed
 from dalang_worker.mcp.servers import McpServers
 from dalang_worker.metrics import TOOL_CALL_TIME, TOOL_CALLS, measured
@@ -42,8 +43,16 @@ class McpActivity:
 
     async def _call(self, call: ToolCall, key: str) -> ToolOutcome:
         try:
+            if call.approved_digest is not None:
+                tool = await self._tool(call)
+                if (again := ask_again(CalledTool.mcp(call.tool, call.server or "", tool), call)) is not None:
+                    return ToolOutcome(output="", ask_again=again)
+                call = call.model_copy(update={"arguments": approved_text(call)})
+                _check_changed(call, tool)
             arguments = _parse(call.arguments)
             outcome = await self._call_again_if_lost(call, arguments, key)
+        except UnshowableError as error:
+            raise _FailedError(failed(f"Not run: {error}.")) from None
         except (_ArgumentsError, McpUnavailableError) as error:
             raise _FailedError(failed(str(error))) from None
         except McpConnectionLostError as error:
@@ -52,6 +61,13 @@ class McpActivity:
         if outcome.is_error:
             raise _FailedError(outcome)
         return outcome
+
+    async def _tool(self, call: ToolCall) -> McpTool:
+        """Return the tool as its server lists it now."""
+        for tool in await self._servers.list_tools(call.server or ""):
+            if tool.name == call.function:
+                return tool
+        raise _ArgumentsError(f"Not run: MCP server {call.server!r} has no tool {call.function!r} any more")
 
     async def _call_again_if_lost(self, call: ToolCall, arguments: dict[str, Any], key: str) -> ToolOutcome:
         """Call; once more, over a fresh connection, where the first was lost and the tool may be called twice."""
@@ -66,7 +82,7 @@ class McpActivity:
 
 
 class _ArgumentsError(Exception):
-    """The arguments cannot be sent."""
+    """The call cannot be made with these arguments, or not any more."""
 
 
 class _FailedError(Exception):
@@ -75,6 +91,20 @@ class _FailedError(Exception):
     def __init__(self, outcome: ToolOutcome) -> None:
         super().__init__(outcome.output)
         self.outcome = outcome
+
+
+def _check_changed(call: ToolCall, tool: McpTool) -> None:
+    """Check arguments that an approver changed; of a schema that we do not check, the server does."""
+    if call.approved_arguments is None:
+        return
+    try:
+        output_schema.check(tool.schema)
+        output_schema.fit(tool.schema, call.arguments)
+    except output_schema.AnswerError as error:
+        words = str(error).split(" Answer again", 1)[0]
+        raise _ArgumentsError(f"{CHANGED_DO_NOT_FIT} {words}") from None
+    except output_schema.OutputSchemaError:
+        return
 
 
 def _parse(arguments: str) -> dict[str, Any]:

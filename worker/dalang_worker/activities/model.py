@@ -8,6 +8,7 @@ recorded facts only.
 import asyncio
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -18,6 +19,8 @@ from dalang.tools import registered_tools
 from dalang_api import contract, output_schema, prices
 from dalang_api.contract import (
     AgentSnapshot,
+    ApprovalFloor,
+    ApprovalNeeded,
     CallVerdict,
     Failure,
     Message,
@@ -36,9 +39,10 @@ from temporalio import activity
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError, TemporalError
 
-from dalang_worker import instructions, providers
+from dalang_worker import approvals, instructions, providers
 from dalang_worker.activities.failures import final, interrupted, retryable
 from dalang_worker.activities.heartbeat import beating
+from dalang_worker.approvals import Circumstances, UnshowableError
 from dalang_worker.metrics import MODEL_CALL_TIME, MODEL_CALLS, TOKENS, measured
 from dalang_worker.providers import (
     Credentials,
@@ -125,7 +129,8 @@ class ModelActivity:
         agent = snapshot.agent(call.agent)
         model = snapshot.model(call.model or agent.model)
         cap = answer_cap(call, model)
-        offers = await self._offers(agent, snapshot)
+        circumstances = circumstances_of(agent, call, run, self._settings.approvals)
+        offers = await self._offers(agent, snapshot, circumstances)
         messages = await self._transcripts.messages(run, call)
         passages = await self._look_up(run, call, agent, messages, snapshot)
         provider = await self._provider(model.provider)
@@ -150,13 +155,14 @@ class ModelActivity:
         )
         answer = await _call(provider, request)
         is_capped = cap is not None and (wanted is None or cap < wanted)
-        reply = make_reply(call, agent, model, answer, offers, is_capped=is_capped)
+        # In a thread: policies of approval may take a moment.
+        reply = await asyncio.to_thread(make_reply, call, agent, model, answer, offers, is_capped=is_capped)
         self._transcripts.said(run, call.thread, reply.message)
         return _with_passages(reply, passages)
 
-    async def _offers(self, agent: AgentSnapshot, snapshot: Snapshot) -> Offers:
+    async def _offers(self, agent: AgentSnapshot, snapshot: Snapshot, circumstances: Circumstances) -> Offers:
         try:
-            return await make_offers(agent, snapshot, registered_tools(), self._servers)
+            return await make_offers(agent, snapshot, registered_tools(), self._servers, circumstances)
         except FunctionMissingError as error:
             raise retryable(Reason.TOOL_NOT_FOUND, str(error)) from None
 
@@ -254,6 +260,15 @@ async def _call(provider: Provider, request: ModelRequest) -> ModelAnswer:
 
 
 # ── The request ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def circumstances_of(
+    agent: AgentSnapshot, call: ModelCall, run: RunKey, floors: Sequence[ApprovalFloor]
+) -> Circumstances:
+    """Return what policies of approval see. The workflow sends the context only where the agent reads it, and if not empty."""
+    target = contract.parse_workflow_id(run[0])
+    context = (call.context or {}) if agent.reads_context() else None
+    return Circumstances(agent.name, target.name, target.namespace, context, floors)
 
 
 def tool_choice(agent: AgentSnapshot, messages: list[Message], offers: Offers) -> ToolChoice | None:
@@ -354,10 +369,18 @@ def make_reply(
             # Arguments that do not fit our bounds are not kept: cut JSON is no JSON.
             is_small = len(arguments.encode()) <= contract.TOOL_OUTPUT_MAX_BYTES
             parts.append(ToolCallPart(call_id=call_id, tool=name, arguments=arguments if is_small else "{}"))
+    message = Message(role="assistant", parts=parts or [TextPart(text="")], sender=agent.name)
     structured, correction = _judge_answer(agent, answer, is_answer=not verdicts)
+    needed: ApprovalNeeded | None = None
+    if not (verdicts or correction or answer.failure or answer.call_again):
+        try:
+            counts = message.text() if structured is None else structured
+            needed = approvals.for_answer(agent, counts, offers.circumstances)
+        except UnshowableError as error:
+            structured, correction = None, f"The answer does not count: {error}. Answer again."
     cost = _cost(model, answer.usage)
     return ModelReply(
-        message=Message(role="assistant", parts=parts or [TextPart(text="")], sender=agent.name),
+        message=message,
         calls=verdicts or None,
         input_tokens=answer.usage.input_tokens,
         output_tokens=answer.usage.output_tokens,
@@ -367,6 +390,7 @@ def make_reply(
         call_again=answer.call_again or None,
         structured_output=structured,
         correction=correction,
+        approval=needed,
     )
 
 

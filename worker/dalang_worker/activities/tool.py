@@ -12,7 +12,7 @@ from typing import Any
 from dalang import Context, Handoff, ToolFunction, ToolResult
 from dalang.tools import ArgumentsError, registered_tools
 from dalang_api import contract
-from dalang_api.contract import ToolCall, ToolOutcome
+from dalang_api.contract import ApprovalNeeded, ToolCall, ToolOutcome
 from dalang_api.json_values import check_json
 from dalang_api.v1alpha1.conditions import Reason
 from dalang_api.v1alpha1.schema import DNS_SUBDOMAIN
@@ -21,6 +21,7 @@ from temporalio import activity
 
 from dalang_worker.activities.failures import interrupted, retryable
 from dalang_worker.activities.heartbeat import beating
+from dalang_worker.approvals import CHANGED_DO_NOT_FIT, CalledTool, UnshowableError, approved_text, ask_again
 from dalang_worker.metrics import TOOL_CALL_TIME, TOOL_CALLS, measured
 from dalang_worker.text import cut
 from dalang_worker.tools.runner import ToolRaisedError, ToolRunner
@@ -51,9 +52,13 @@ class ToolActivity:
                 return _failed(f"The tool did not run. {problem}.")
             raise retryable(Reason.TOOL_NOT_FOUND, problem)
         try:
-            arguments = function.parse(call.arguments)
+            if (again := _ask_again(function, call)) is not None:
+                return ToolOutcome(output="", ask_again=again)
+            arguments = function.parse(call.arguments if call.approved_digest is None else approved_text(call))
+        except UnshowableError as error:
+            return _failed(f"Not run: {error}.")
         except ArgumentsError as error:
-            return _failed(str(error))
+            return _failed(f"{CHANGED_DO_NOT_FIT} {error}" if call.approved_arguments is not None else str(error))
         info = activity.info()
         arguments = function.with_context(arguments, context_of(call, str(info.workflow_id)))
         async with beating():
@@ -68,6 +73,12 @@ class ToolActivity:
                     raise retryable(RETRYING, cut(str(error), contract.TOOL_OUTPUT_MAX_BYTES)) from None
                 return _failed(str(error))
             return to_outcome(returned, call.context or {})
+
+
+def _ask_again(function: ToolFunction, call: ToolCall) -> ApprovalNeeded | None:
+    if call.approved_digest is None:
+        return None
+    return ask_again(CalledTool.function(call.tool, function), call)
 
 
 RETRYING = "ToolRetrying"

@@ -1,6 +1,7 @@
 """The agent loop: model call → tool calls → … → answer. Runs inside the workflow, so it decides by recorded facts only."""
 
 import asyncio
+import json
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -9,7 +10,9 @@ from dalang_api import contract
 from dalang_api.contract import (
     AgentCall,
     AgentSnapshot,
+    ApprovalNeeded,
     CallVerdict,
+    Decision,
     LimitSettings,
     Message,
     ModelCall,
@@ -22,7 +25,9 @@ from dalang_api.contract import (
 )
 from dalang_api.v1alpha1.conditions import Reason
 
+from dalang_worker.conductor.approvals import Approvals, Pending
 from dalang_worker.conductor.budget import Budget, LimitReached, RunFailed
+from dalang_worker.conductor.clock import Clock
 from dalang_worker.conductor.thread import Thread
 
 T = TypeVar("T")
@@ -54,6 +59,14 @@ class Ports(Protocol):
         """Make one tool call; raise `RunFailed` where it failed for good."""
         ...
 
+    async def check_answer(self, agent: AgentSnapshot, answer: dict[str, Any]) -> str | None:
+        """Return why an answer as somebody changed it does not fit the agent's schema, or None where it does."""
+        ...
+
+    def ask(self, agent: AgentSnapshot, question: "Question") -> Pending:
+        """Ask a human; the answer is `Pending.decided`."""
+        ...
+
     def history_is_full(self) -> bool:
         """Return whether the workflow's history is near its limit."""
         ...
@@ -74,6 +87,17 @@ class Conversation:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What a human is to decide about."""
+
+    place: str
+    """Thread, turn, call, and how often it was asked: what makes it another question than any other of the run."""
+    tool: str | None
+    """The tool to call; None: the agent's answer."""
+    needed: ApprovalNeeded
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a conversation came to."""
 
@@ -84,7 +108,9 @@ class Answer:
 class RunState:
     """How far a run is. Threads, turns, tokens and context variables of all its agents are the run's."""
 
-    def __init__(self, run: contract.RunInput) -> None:
+    def __init__(self, run: contract.RunInput, run_uid: str = "") -> None:
+        self.clock = Clock()
+        self.approvals = Approvals(run_uid)
         self.snapshot = run.snapshot
         self.snapshot_digest = run.snapshot.digest()
         self.budget = Budget(
@@ -122,11 +148,14 @@ async def converse(state: RunState, conversation: Conversation, ports: Ports) ->
         if paused > contract.CALL_AGAIN_MAX:
             raise RunFailed(Reason.MODEL_FAILED, f"The model paused {paused} times in a row without going on")
         if reply.correction is not None:
-            thread.append(Message(role="user", parts=[TextPart(text=reply.correction)], sender=CORRECTOR))
+            _tell(thread, reply.correction)
         elif reply.message.tool_calls():
             await _call_tools(state, agent, conversation, turn, reply, ports)
         elif not paused:
-            return Answer(reply.message.text(), reply.structured_output)
+            answer = Answer(reply.message.text(), reply.structured_output)
+            approved = await _approve_answer(state, agent, thread, turn, answer, reply.approval, ports)
+            if approved is not None:
+                return approved
         ports.turn_done()
 
 
@@ -149,7 +178,8 @@ async def _call_model(
         turn = state.budget.turns  # read before anything is awaited: other threads of the run go on meanwhile
         call = _model_call(state, agent, conversation, turn, names[place] if place else None)
         try:
-            reply = await ports.model(agent, call, _attempts(agent, has_next=has_next))
+            with state.clock.working():
+                reply = await ports.model(agent, call, _attempts(agent, has_next=has_next))
         except RunFailed as failed:
             if has_next and failed.reason in FALLBACK_REASONS:
                 state.models[agent.name] = place + 1
@@ -211,7 +241,7 @@ async def _call_tools(
     calls = list(zip(reply.message.tool_calls(), reply.calls or [], strict=True))
     outcomes = await _side_by_side(
         [
-            _call_tool(state, agent, conversation, _Place(turn, index), part, verdict, ports)
+            _call_when_approved(state, agent, conversation, _Place(turn, index), part, verdict, ports)
             for index, (part, verdict) in enumerate(calls)
         ]
     )
@@ -231,7 +261,7 @@ class _Place:
     index: int
 
 
-async def _call_tool(
+async def _call_when_approved(
     state: RunState,
     agent: AgentSnapshot,
     conversation: Conversation,
@@ -240,28 +270,63 @@ async def _call_tool(
     verdict: CallVerdict,
     ports: Ports,
 ) -> ToolOutcome:
+    """Make a call, after a human has approved it where that is needed; asked anew where the tool has changed since."""
+    needed, asked = verdict.approval, 0
+    while needed is not None:
+        question = Question(f"{conversation.thread.name}/{place.turn}/{place.index}/{asked}", part.tool, needed)
+        pending, decision = await _ask(state, agent, question, ports)
+        refusal = _refusal(needed, decision)
+        if refusal is not None:
+            _applied(state, pending, decision)
+            return _refused(f"Not run: {refusal}")
+        override = decision.override if decision else None
+        outcome = await _call_tool(state, agent, conversation, place, part, verdict, ports, needed, override)
+        if outcome.ask_again is None:
+            _applied(state, pending, decision)
+            return _with_override(outcome, override)
+        state.approvals.end(pending, "Superseded", decision)
+        again = {"arguments": outcome.ask_again.arguments, "digest": outcome.ask_again.digest}
+        needed, asked = needed.model_copy(update=again), asked + 1
+    return await _call_tool(state, agent, conversation, place, part, verdict, ports)
+
+
+async def _call_tool(
+    state: RunState,
+    agent: AgentSnapshot,
+    conversation: Conversation,
+    place: _Place,
+    part: ToolCallPart,
+    verdict: CallVerdict,
+    ports: Ports,
+    approved: ApprovalNeeded | None = None,
+    override: dict[str, Any] | None = None,
+) -> ToolOutcome:
     if verdict.handoff is not None:
         return ToolOutcome(output=f"Transferred to {verdict.handoff}.", handoff=verdict.handoff)
     if verdict.agent is not None:
-        return await _call_agent(state, conversation, place, verdict.agent, ports)
+        message = str((override or {}).get("message") or verdict.agent.message)
+        return await _call_agent(
+            state, conversation, place, AgentCall(agent=verdict.agent.agent, message=message), ports
+        )
     if verdict.function is None:
         return _refused(verdict.error or "The call cannot be run.")
-    return await ports.tool(
-        agent,
-        ToolCall(
-            call_id=part.call_id,
-            tool=part.tool,
-            function=verdict.function,
-            arguments=part.arguments,
-            thread=conversation.thread.name,
-            turn=place.turn,
-            index=place.index,
-            server=verdict.server,
-            agent=agent.name,
-            once=verdict.once,
-            context=state.context if verdict.reads_context else None,
-        ),
+    call = ToolCall(
+        call_id=part.call_id,
+        tool=part.tool,
+        function=verdict.function,
+        arguments=part.arguments if override is None else _json(override),
+        thread=conversation.thread.name,
+        turn=place.turn,
+        index=place.index,
+        server=verdict.server,
+        agent=agent.name,
+        once=verdict.once,
+        context=state.context if verdict.reads_context else None,
+        approved_digest=approved.digest if approved else None,
+        approved_arguments=part.arguments if override is not None else None,
     )
+    with state.clock.working():
+        return await ports.tool(agent, call)
 
 
 async def _call_agent(
@@ -280,7 +345,7 @@ async def _call_agent(
     state.threads[thread.name] = thread
     state.nested += 1
     try:
-        async with asyncio.timeout(limits.timeout_seconds):
+        async with state.clock.limit(limits.timeout_seconds):
             answer = await converse(state, nested, ports)
     except TimeoutError:
         return _refused(f"Agent {call.agent} did not answer within its limits.timeout of {limits.timeout_seconds:g}s.")
@@ -330,6 +395,102 @@ def _with_handoff(agent: AgentSnapshot, outcomes: list[ToolOutcome]) -> tuple[li
             )
         told.append(outcome)
     return told, winner
+
+
+# ── Approvals ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _ask(
+    state: RunState, agent: AgentSnapshot, question: Question, ports: Ports
+) -> tuple[Pending, Decision | None]:
+    """Wait for a human's decision; None where nobody made it in time. A decision that came first counts, even late."""
+    pending = ports.ask(agent, question)
+    try:
+        with state.clock.asking():
+            async with asyncio.timeout(question.needed.timeout_seconds):
+                await asyncio.shield(pending.decided)
+    except TimeoutError:
+        pass  # a decision that came first is there all the same
+    except asyncio.CancelledError:
+        state.approvals.take(pending)
+        state.approvals.end(pending, "Expired")
+        raise
+    decision = state.approvals.take(pending)
+    if decision is None:
+        state.approvals.end(pending, "Expired")
+        if question.needed.on_timeout == "Fail":
+            raise RunFailed(Reason.APPROVAL_EXPIRED, f"Nobody decided in time: {question.needed.question}")
+    return pending, decision
+
+
+def _applied(state: RunState, pending: Pending, decision: Decision | None) -> None:
+    if decision is not None:
+        state.approvals.end(pending, "Applied", decision)
+
+
+def _refusal(needed: ApprovalNeeded, decision: Decision | None) -> str | None:
+    """Return why it may not go on, for the model; None where it may."""
+    if decision is not None:
+        if decision.decision == "Approve":
+            return None
+        return f"a human rejected it. {decision.reason or 'No reason was given.'}"
+    return None if needed.on_timeout == "Approve" else "nobody approved it in time."
+
+
+async def _approve_answer(
+    state: RunState,
+    agent: AgentSnapshot,
+    thread: Thread,
+    turn: int,
+    answer: Answer,
+    needed: ApprovalNeeded | None,
+    ports: Ports,
+) -> Answer | None:
+    """Return the answer as a human approved it; None where it was rejected, which the agent is told to answer again."""
+    asked, problem = 0, ""
+    while needed is not None:
+        question = Question(f"{thread.name}/{turn}/answer/{asked}", None, _noting(needed, problem))
+        pending, decision = await _ask(state, agent, question, ports)
+        refusal = _refusal(needed, decision)
+        override = decision.override if decision else None
+        if refusal is None and override is not None and agent.output_schema is not None:
+            with state.clock.working():
+                problem = await ports.check_answer(agent, override) or ""
+            if problem:
+                state.approvals.end(pending, "Superseded", decision)
+                asked += 1
+                continue
+        _applied(state, pending, decision)
+        if refusal is not None:
+            _tell(thread, f"Your answer does not count: {refusal} Answer again.")
+            return None
+        if override is None:
+            return answer
+        _tell(thread, f"A human approved your answer with changes. It is now: {_json(override)}")
+        return Answer(_json(override), override if agent.output_schema is not None else None)
+    return answer
+
+
+def _noting(needed: ApprovalNeeded, problem: str) -> ApprovalNeeded:
+    if not problem:
+        return needed
+    words = f"{needed.question} (The changed answer did not fit: {problem})"
+    return needed.model_copy(update={"question": words[:512]})
+
+
+def _with_override(outcome: ToolOutcome, override: dict[str, Any] | None) -> ToolOutcome:
+    if override is None:
+        return outcome
+    told = f"[A human approved the call with other arguments: {_json(override)}]"
+    return outcome.model_copy(update={"output": f"{told}\n{outcome.output}"})
+
+
+def _tell(thread: Thread, words: str) -> None:
+    thread.append(Message(role="user", parts=[TextPart(text=words)], sender=CORRECTOR))
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 async def _side_by_side(calls: list[Coroutine[Any, Any, T]]) -> list[T]:

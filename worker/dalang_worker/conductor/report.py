@@ -64,6 +64,8 @@ def make_report(
             "cost_usd": f"{budget.cost_usd:f}" if budget.is_priced and budget.turns else None,
             "structured_output": _small(answer.structured) if answer else None,
             "context": {name: contract.context_text(value) for name, value in state.context.items()} or None,
+            "pending_approvals": [pending.request for pending in state.approvals.pending.values()] or None,
+            "ended_approvals": state.approvals.ended or None,
             "retrieval_failure": _joined(state.retrieval_failures),
             "tools_failure": _joined(state.tools_failures),
         }

@@ -18,6 +18,10 @@ class McpTool:
     """JSON schema of the arguments, an object."""
     once: bool
     """A call that was lost must not be made again: the server claims neither that it only reads nor that it may be repeated."""
+    read_only: bool = False
+    """The server's claims, for policies of approval: this, and the two below. What it does not claim counts against the tool."""
+    destructive: bool = True
+    idempotent: bool = False
 
 
 class McpUnavailableError(Exception):

@@ -350,11 +350,18 @@ class Connection:
             log.warning("MCP server %s: the schema of tool %s is too large", self._server, tool.name)
             return None
         hints = tool.annotations
+        read_only = bool(hints and hints.read_only_hint)
+        destructive = hints.destructive_hint if hints else None
+        idempotent = hints.idempotent_hint if hints else None
         return McpTool(
             name=tool.name,
             description=cut(tool.description or tool.title or "", DESCRIPTION_MAX_BYTES),
             schema=tool.input_schema,
-            once=not (hints is not None and (hints.read_only_hint or hints.idempotent_hint)),
+            once=not (read_only or idempotent),
+            read_only=read_only,
+            # Of a tool that only reads the two say nothing, by the specification.
+            destructive=not read_only if destructive is None else destructive,
+            idempotent=read_only if idempotent is None else idempotent,
         )
 
 

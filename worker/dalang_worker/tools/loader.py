@@ -1,4 +1,7 @@
-"""Imports the pool's tool modules. A module that does not import is told of, and does not stop the worker."""
+"""Imports the pool's tool modules. A module that does not import is told of, and does not stop the worker.
+
+Likewise a tool whose `approval.when` does not compile: a human is asked about each of its calls.
+"""
 
 import importlib
 import logging
@@ -6,7 +9,8 @@ import sys
 from pathlib import Path
 
 from dalang.prompts import registered_instructions
-from dalang.tools import registered_tools
+from dalang.tools import ToolFunction, registered_tools
+from dalang_api import cel
 from dalang_api.contract import Catalogue, CatalogueTool, ImportFailure
 
 from dalang_worker.text import clean
@@ -19,6 +23,7 @@ def load_tools(modules: list[str], tools_path: Path | None) -> Catalogue:
     if tools_path is not None:
         sys.path.insert(0, str(tools_path))
     failures = [failure for module in modules if (failure := _import(module)) is not None]
+    failures += [failure for tool in registered_tools().values() if (failure := _check(tool)) is not None]
     tools = [CatalogueTool(name=tool.name, digest=tool.digest()) for tool in registered_tools().values()]
     return Catalogue(
         tools=sorted(tools, key=lambda tool: tool.name),
@@ -35,6 +40,17 @@ def _import(module: str) -> ImportFailure | None:
     except BaseException as error:  # somebody else's code: even SystemExit must not end the worker
         log.exception("tool module %s cannot be imported", module)
         return ImportFailure(module=module, error=_last_line(error))
+    return None
+
+
+def _check(tool: ToolFunction) -> ImportFailure | None:
+    if tool.approval is None or tool.approval.when is None:
+        return None
+    try:
+        cel.check(tool.approval.when)
+    except cel.CelError as error:
+        log.error("tool %s: approval.when: %s", tool.name, error)
+        return ImportFailure(module=tool.function.__module__, error=f"tool {tool.name}: approval.when: {error}"[:512])
     return None
 
 

@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 from dalang.tools import ArgumentsError, ToolFunction
 from dalang_api import contract
-from dalang_api.contract import AgentCall, AgentSnapshot, CallVerdict, HandoffBinding, Snapshot
+from dalang_api.contract import AgentCall, AgentSnapshot, ApprovalPolicy, CallVerdict, HandoffBinding, Snapshot
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dalang_worker import approvals
+from dalang_worker.approvals import CalledTool, Circumstances, UnshowableError
 from dalang_worker.mcp import McpTool, McpUnavailableError
 from dalang_worker.providers import ToolSpec
 from dalang_worker.text import cut
@@ -39,6 +41,16 @@ class Offer(Protocol):
         """How the model is told of it."""
         ...
 
+    @property
+    def called(self) -> CalledTool:
+        """What a call of it would run."""
+        ...
+
+    @property
+    def policies(self) -> tuple[ApprovalPolicy, ...]:
+        """What the Agent says about who approves calls of it."""
+        ...
+
     def judge(self, call_id: str, arguments: str) -> CallVerdict:
         """Return whether a call can be run, and if not, what the model is told."""
         ...
@@ -59,6 +71,8 @@ class Offers:
     tools: dict[str, Offer] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     """For the model and the run's status: which tools are not there, and why."""
+    circumstances: Circumstances = field(default_factory=lambda: Circumstances("", "", ""))
+    """What policies of approval see besides the call."""
 
     def judge(self, call_id: str, tool: str, arguments: str) -> CallVerdict:
         """Return the verdict on a call as the model asked for it."""
@@ -69,11 +83,24 @@ class Offers:
         if len(arguments.encode()) > contract.TOOL_OUTPUT_MAX_BYTES:
             limit = contract.TOOL_OUTPUT_MAX_BYTES
             return CallVerdict(call_id=call_id, error=f"Not run: the arguments are longer than {limit} bytes.")
-        return offer.judge(call_id, arguments)
+        verdict = offer.judge(call_id, arguments)
+        if verdict.error is not None:
+            return verdict
+        try:
+            needed = approvals.for_call(
+                offer.called, "" if verdict.handoff else arguments, self.circumstances, offer.policies
+            )
+        except UnshowableError as error:
+            return CallVerdict(call_id=call_id, error=cut(f"Not run: {error}.", ARGUMENTS_ERROR_MAX_BYTES))
+        return verdict if needed is None else verdict.model_copy(update={"approval": needed})
 
 
 async def make_offers(
-    agent: AgentSnapshot, snapshot: Snapshot, functions: dict[str, ToolFunction], servers: Servers
+    agent: AgentSnapshot,
+    snapshot: Snapshot,
+    functions: dict[str, ToolFunction],
+    servers: Servers,
+    circumstances: Circumstances,
 ) -> Offers:
     """Return what an agent offers now.
 
@@ -82,10 +109,11 @@ async def make_offers(
     """
     tools: dict[str, Offer] = {}
     for binding in agent.tools:
+        policies = (binding.approval,) if binding.approval is not None else ()
         if binding.function is not None:
-            tools[binding.name] = FunctionOffer(binding.name, _function(binding.function, functions))
+            tools[binding.name] = FunctionOffer(binding.name, _function(binding.function, functions), policies)
         elif binding.agent is not None:
-            tools[binding.name] = AgentOffer(binding.name, snapshot.agent(binding.agent))
+            tools[binding.name] = AgentOffer(binding.name, snapshot.agent(binding.agent), policies)
     for handoff in agent.handoffs or ():
         description = handoff.description or snapshot.agent(handoff.agent).description
         tools[handoff.tool] = HandoffOffer(handoff.model_copy(update={"description": description}))
@@ -95,8 +123,20 @@ async def make_offers(
         name = _fitting(tool.name)
         if name in tools or names[name] > 1:
             name = _fitting(f"{server}__{tool.name}")
-        tools.setdefault(name, McpOffer(name, server, tool))
-    return Offers(tools, _with_choice(agent, tools, missing))
+        tools.setdefault(name, McpOffer(name, server, tool, _policies(agent, server, tool.name)))
+    return Offers(tools, _with_choice(agent, tools, missing), circumstances)
+
+
+def _policies(agent: AgentSnapshot, server: str, tool: str) -> tuple[ApprovalPolicy, ...]:
+    """Return what the Agent says about a server's tool: all of it, where more than one binding has the tool."""
+    bindings = (
+        (binding.mcp, binding.approval)
+        for binding in agent.tools
+        if binding.mcp is not None and binding.mcp.server == server
+    )
+    return tuple(
+        approval for mcp, approval in bindings if approval is not None and (mcp.tools is None or tool in mcp.tools)
+    )
 
 
 def _with_choice(agent: AgentSnapshot, tools: dict[str, Offer], missing: list[str]) -> list[str]:
@@ -146,6 +186,11 @@ class FunctionOffer:
 
     name: str
     function: ToolFunction
+    policies: tuple[ApprovalPolicy, ...] = ()
+
+    @property
+    def called(self) -> CalledTool:
+        return CalledTool.function(self.name, self.function)
 
     @property
     def spec(self) -> ToolSpec:
@@ -171,6 +216,11 @@ class McpOffer:
     name: str
     server: str
     tool: McpTool
+    policies: tuple[ApprovalPolicy, ...] = ()
+
+    @property
+    def called(self) -> CalledTool:
+        return CalledTool.mcp(self.name, self.server, self.tool)
 
     @property
     def spec(self) -> ToolSpec:
@@ -200,6 +250,11 @@ class AgentOffer:
 
     name: str
     agent: AgentSnapshot
+    policies: tuple[ApprovalPolicy, ...] = ()
+
+    @property
+    def called(self) -> CalledTool:
+        return CalledTool(self.name, "agent", self.agent.name, self.spec.schema)
 
     @property
     def spec(self) -> ToolSpec:
@@ -223,6 +278,11 @@ class HandoffOffer:
     """A hand-off. Models send arguments all the same at times; they mean nothing."""
 
     handoff: HandoffBinding
+    policies: tuple[ApprovalPolicy, ...] = ()
+
+    @property
+    def called(self) -> CalledTool:
+        return CalledTool(self.handoff.tool, "handoff", self.handoff.agent, self.spec.schema)
 
     @property
     def spec(self) -> ToolSpec:

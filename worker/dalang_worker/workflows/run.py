@@ -6,6 +6,7 @@ replays what earlier versions recorded.
 
 import asyncio
 from datetime import datetime, timedelta
+from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -16,8 +17,12 @@ with workflow.unsafe.imports_passed_through():
     from dalang_api import contract
     from dalang_api.contract import (
         AgentSnapshot,
+        AnswerCheck,
+        ApprovalRequest,
+        Decision,
         ModelCall,
         ModelReply,
+        ReportResult,
         Retrying,
         RetrySettings,
         RunInput,
@@ -30,9 +35,10 @@ with workflow.unsafe.imports_passed_through():
     )
     from dalang_api.v1alpha1.conditions import Phase, Reason
 
+    from dalang_worker.conductor.approvals import Pending
     from dalang_worker.conductor.budget import RunFailed
-    from dalang_worker.conductor.loop import Answer, RunState, converse
-    from dalang_worker.conductor.report import make_report
+    from dalang_worker.conductor.loop import Answer, Question, RunState, converse
+    from dalang_worker.conductor.report import make_report, timestamp
 
 MODEL_START_TO_CLOSE = timedelta(minutes=10)
 """One attempt of a model call; a long answer of a large model takes minutes."""
@@ -59,7 +65,12 @@ class AgentRunWorkflow:
     @workflow.init
     def __init__(self, run: RunInput) -> None:
         self._run = run
-        self._state = RunState(run)
+        self._target = contract.parse_workflow_id(workflow.info().workflow_id)
+        self._state = RunState(run, self._target.suffix)
+        self._state.clock.changed = self._changed
+        self._will_look = False
+        self._told: tuple[bool, tuple[str, ...]] = (False, ())
+        """What the last report said of approvals: whether all waits for them, and their names."""
         self._started_at = workflow.now()
         self._seq = 0
         self._reported_at = self._started_at
@@ -72,7 +83,7 @@ class AgentRunWorkflow:
     async def run(self, run: RunInput) -> RunReport:
         """Return the last report; fail with it, or be cancelled, where there is no answer."""
         try:
-            async with asyncio.timeout(run.timeout_seconds):
+            async with self._state.clock.limit(run.timeout_seconds):
                 answer = await converse(self._state, self._state.main, self)
         except TimeoutError:
             failure = RunFailed(Reason.TIMEOUT, self._timeout_message(run.timeout_seconds))
@@ -108,6 +119,11 @@ class AgentRunWorkflow:
         self._retrying = retrying
         if first or self._is_report_due():
             self._report_progress()
+
+    @workflow.signal(name=contract.DECIDE_SIGNAL)
+    def decide(self, decision: Decision) -> None:
+        """Take a human's decision; it counts if it is the first about exactly what is pending."""
+        self._state.approvals.decide(decision)
 
     @workflow.signal(name=contract.REPORT_AGAIN_SIGNAL)
     def report_again(self) -> None:
@@ -159,6 +175,36 @@ class AgentRunWorkflow:
             raise _stopped_by(error) from error
         return outcome
 
+    async def check_answer(self, agent: AgentSnapshot, answer: dict[str, Any]) -> str | None:
+        """Check an answer that an approver has changed, as one activity."""
+        problem: str | None = await workflow.execute_activity(
+            contract.CHECK_ANSWER_ACTIVITY,
+            AnswerCheck(output_schema=agent.output_schema or {}, answer=answer),
+            task_queue=agent.queue,
+            start_to_close_timeout=timedelta(seconds=30),
+        )
+        return problem
+
+    def ask(self, agent: AgentSnapshot, question: Question) -> Pending:
+        """Ask a human: the report makes an AgentApproval of it, and the decision comes as a signal."""
+        needed, now = question.needed, workflow.now()
+        expires_at = None if needed.timeout_seconds is None else now + timedelta(seconds=needed.timeout_seconds)
+        pending = self._state.approvals.ask(
+            ApprovalRequest(
+                name=contract.approval_name(self._target.name, self._target.suffix, question.place),
+                subject="Output" if question.tool is None else "ToolCall",
+                agent=agent.name,
+                tool=question.tool,
+                question=needed.question,
+                arguments=needed.arguments,
+                digest=needed.digest,
+                requested_at=timestamp(now),
+                expires_at=timestamp(expires_at) if expires_at else None,
+            )
+        )
+        self._changed()
+        return pending
+
     def history_is_full(self) -> bool:
         """Return whether the history comes near the size at which Temporal ends a workflow without a word."""
         info = workflow.info()
@@ -179,11 +225,24 @@ class AgentRunWorkflow:
         self._has_recovered = self._retrying is not None
         self._retrying = None
 
+    def _changed(self) -> None:
+        """What waits for humans has changed, or whether anything else is awaited. Told once all that is due has been done."""
+        if not self._will_look and not self._has_ended:
+            self._will_look = True
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        self._will_look = False
+        state = self._state
+        now = (state.clock.stands_still, tuple(state.approvals.pending))
+        if now != self._told and not self._has_ended:
+            self._report_progress(timedelta(days=1))
+
     def _is_report_due(self) -> bool:
         return workflow.now() - self._reported_at >= PROGRESS_INTERVAL
 
-    def _report_progress(self) -> None:
-        """Send a report and do not wait for it: a later one replaces it, so it may get lost.
+    def _report_progress(self, give_up_after: timedelta = timedelta(minutes=1)) -> None:
+        """Send a report and do not wait for it: a later one replaces it, so it may get lost, but not while it asks.
 
         None after the last: with its higher `seq` it would keep that out of the status.
         """
@@ -194,8 +253,18 @@ class AgentRunWorkflow:
         reason, message = Reason.RUNNING, f"Turn {self._state.budget.turns}"
         if self._retrying is not None:
             reason, message = Reason.parse(self._retrying.reason) or reason, self._retrying.message
-        sent = self._start_report(self._report(Phase.RUNNING, reason, message), timedelta(minutes=1))
-        sent.add_done_callback(lambda done: done.cancelled() or done.exception())  # else asyncio logs a lost one
+        phase, pending = Phase.RUNNING, self._state.approvals.pending
+        self._told = (self._state.clock.stands_still, tuple(pending))
+        if self._state.clock.stands_still:
+            phase, reason = Phase.AWAITING_APPROVAL, Reason.AWAITING_APPROVAL
+            message = "; ".join(one.request.question for one in pending.values())
+        sent = self._start_report(self._report(phase, reason, message), None if pending else give_up_after)
+        sent.add_done_callback(self._learn)
+
+    def _learn(self, done: "asyncio.Future[dict[str, Any] | None]") -> None:
+        """Take note of the AgentApprovals that a report has made. A report that was lost is none to asyncio's log."""
+        if not done.cancelled() and done.exception() is None:
+            self._state.approvals.learn(ReportResult.model_validate(done.result() or {}).approvals or {})
 
     async def _fail(self, failure: RunFailed) -> RunReport:
         report = await self._report_end(Phase.FAILED, failure.reason, failure.message)
@@ -241,12 +310,13 @@ class AgentRunWorkflow:
             answer=answer,
         )
 
-    def _start_report(self, report: RunReport, give_up_after: timedelta) -> "workflow.ActivityHandle[None]":
-        installation = contract.parse_workflow_id(workflow.info().workflow_id).installation
+    def _start_report(
+        self, report: RunReport, give_up_after: timedelta | None
+    ) -> "workflow.ActivityHandle[dict[str, Any] | None]":
         return workflow.start_activity(
             contract.REPORT_ACTIVITY,
             report,
-            task_queue=contract.reporter_queue(installation),
+            task_queue=contract.reporter_queue(self._target.installation),
             start_to_close_timeout=timedelta(seconds=10),
             schedule_to_close_timeout=give_up_after,
             retry_policy=REPORT_RETRY,

@@ -11,6 +11,7 @@ from dalang_api.contract import HandoffBinding
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
 
 from dalang_operator.kinds import instructions, reach
+from dalang_operator.kinds.expressions import expression_problem
 from dalang_operator.kinds.instructions import MISSING_SECONDS, ConfigMaps
 from dalang_operator.kinds.reach import Gap, Known, nearest
 from dalang_operator.kube.resources import Json
@@ -117,6 +118,18 @@ def output_schema_is_one(observed: Observed) -> Verdict | None:
     return None
 
 
+def approvals_compile(observed: Observed) -> Verdict | None:
+    """What decides whether a human is asked can be evaluated."""
+    spec = observed.agent["spec"]
+    policies = [
+        (f"tools[{tool['name']}].approval", tool["approval"]) for tool in spec.get("tools", ()) if "approval" in tool
+    ]
+    if "approval" in spec.get("output", {}):
+        policies.append(("output.approval", spec["output"]["approval"]))
+    message = expression_problem(policies)
+    return Verdict("False", Reason.INVALID_SPEC, message) if message else None
+
+
 def tools_have_names_of_their_own(observed: Observed) -> Verdict | None:
     """The model sees no two tools of one name, hand-offs included; those of MCP servers give way by themselves."""
     spec = observed.agent["spec"]
@@ -190,6 +203,7 @@ READY_CHECKS: tuple[Callable[[Observed], Verdict | None], ...] = (
     retriever_exists,
     instructions_are_a_template,
     output_schema_is_one,
+    approvals_compile,
     tools_have_names_of_their_own,
     prices_are_known,
     catalogue_is_known,

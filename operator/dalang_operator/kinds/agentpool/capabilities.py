@@ -1,6 +1,7 @@
-"""A pool's MCP servers and retrievers as its workers are told of them: Secrets by name and key, never a value. Pure."""
+"""A pool's MCP servers, retrievers and approvals as its workers are told of them: Secrets by name, never a value. Pure."""
 
 from dalang_api import contract
+from dalang_api.v1alpha1.schema import seconds
 
 from dalang_operator.kube.resources import Json
 
@@ -16,6 +17,20 @@ def retrievers(pool: Json) -> list[contract.RetrieverSettings]:
     """Return the pool's retrievers."""
     return [
         _retriever(retriever["name"], retriever["qdrant"]) for retriever in pool.get("spec", {}).get("retrievers", ())
+    ]
+
+
+def approval_floors(pool: Json) -> list[contract.ApprovalFloor]:
+    """Return the approvals that the pool asks for, whatever its Agents say."""
+    return [
+        contract.ApprovalFloor(
+            tools=floor["tools"],
+            when=floor.get("when"),
+            question=floor.get("question"),
+            timeout_seconds=seconds(floor["timeout"]) if "timeout" in floor else None,
+            on_timeout=floor.get("onTimeout", "Reject"),
+        )
+        for floor in pool.get("spec", {}).get("approvals", ())
     ]
 
 

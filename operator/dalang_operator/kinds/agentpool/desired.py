@@ -9,7 +9,7 @@ from importlib.metadata import version
 from dalang_api.contract import IDENTITY_PATH, identity_folder
 from pydantic import BaseModel
 
-from dalang_operator.kinds.agentpool.capabilities import mcp_servers, retrievers
+from dalang_operator.kinds.agentpool.capabilities import approval_floors, mcp_servers, retrievers
 from dalang_operator.kube.resources import AGENT_POOLS, Json, key_of, uid_of
 from dalang_operator.runtime.cache import POOL_LABEL, deployment_name
 
@@ -21,7 +21,7 @@ IDENTITY_VOLUME_PREFIX = "identity-"
 IDENTITY_SECONDS = 3600
 """For how long a projected token holds; the kubelet replaces it when four fifths of that are over."""
 CAPABILITIES_MAX_BYTES = 96 * 1024
-"""The most that MCP servers and retrievers may weigh as JSON: Linux starts no process with a variable of 128 KiB."""
+"""The most that MCP servers, retrievers or approvals may weigh as JSON: Linux starts no process with 128 KiB in a variable."""
 HASH_ANNOTATION = "dalang.dev/hash"
 """Digest of the Deployment as we want it, so that what we no longer want is noticed, too."""
 PORT = 8080
@@ -75,10 +75,10 @@ def image_of(pool: Json, settings: WorkerSettings) -> str:
 
 
 def build_of(pool: Json, tools_copy: Json | None, settings: WorkerSettings) -> str:
-    """Return the digest of all that decides what a worker can do: image, version, modules and their source, servers."""
+    """Return the digest of all that decides what a worker can do: image, version, modules and their source, servers, approvals."""
     copy = tools_copy["metadata"]["name"] if tools_copy else ""
     spec = pool.get("spec", {})
-    capabilities = [spec[name] for name in ("mcpServers", "retrievers") if spec.get(name)]
+    capabilities = [spec[name] for name in ("mcpServers", "retrievers", "approvals") if spec.get(name)]
     return _digest([image_of(pool, settings), DALANG_VERSION, spec.get("tools", []), copy, *capabilities], 16)
 
 
@@ -161,8 +161,8 @@ def mounted_credentials(deployment: Json) -> Credentials:
 
 
 def capabilities_size(pool: Json) -> int:
-    """Return what the larger of MCP servers and retrievers weighs as JSON, in bytes."""
-    return max(len(_listed(found).encode()) for found in (mcp_servers(pool), retrievers(pool)))
+    """Return what the largest of MCP servers, retrievers and approvals weighs as JSON, in bytes."""
+    return max(len(_listed(found).encode()) for found in (mcp_servers(pool), retrievers(pool), approval_floors(pool)))
 
 
 def _credential_volumes(credentials: Credentials) -> tuple[list[Json], list[Json]]:
@@ -205,6 +205,8 @@ def _environment(
         values["DALANG_MCP_SERVERS"] = _listed(servers)
     if found := retrievers(pool):
         values["DALANG_RETRIEVERS"] = _listed(found)
+    if floors := approval_floors(pool):
+        values["DALANG_APPROVALS"] = _listed(floors)
     if credentials.audiences:
         values["DALANG_IDENTITY_PATH"] = IDENTITY_PATH  # a variable, since `dalang dev` mounts it elsewhere
     if settings.temporal_tls:

@@ -21,6 +21,7 @@ from dalang_operator.kinds.agentpool.desired import (
     make_tools_copy,
     mounted_credentials,
 )
+from dalang_operator.kinds.expressions import expression_problem
 from dalang_operator.kube.apply import covers
 from dalang_operator.kube.resources import AGENT_POOLS, Json, ObjectKey, controller_uid, uid_of
 from dalang_operator.kube.status import condition, find_condition, with_conditions
@@ -144,7 +145,7 @@ def plan(observed: Observed) -> Plan:
         return Plan()
     if observed.is_foreign:
         return Plan(_write_status(observed, pool, None), CONFLICT_SECONDS)
-    if any(source is None for _, source in observed.sources) or capabilities_size(pool) > CAPABILITIES_MAX_BYTES:
+    if any(source is None for _, source in observed.sources) or _spec_problem(pool):
         # What runs goes on running, and is still scaled, with the tools it has.
         steps = _plan_replicas(observed, pool)
         return Plan(_write_status(observed, pool, None) + steps.actions, CONFLICT_SECONDS)
@@ -327,10 +328,8 @@ def _ready(observed: Observed, pool: Json, status: Json) -> Json:
     if missing:
         message = f"toolsFrom names {_listed('ConfigMap', missing)}, not there in namespace {observed.key.namespace}"
         return condition(ConditionType.READY, "False", Reason.CONFIG_MAP_NOT_FOUND, message)
-    size = capabilities_size(pool)
-    if size > CAPABILITIES_MAX_BYTES:
-        message = f"mcpServers or retrievers weigh {size} bytes; {CAPABILITIES_MAX_BYTES} are allowed"
-        return condition(ConditionType.READY, "False", Reason.INVALID_SPEC, message)
+    if problem := _spec_problem(pool):
+        return condition(ConditionType.READY, "False", Reason.INVALID_SPEC, problem)
     if observed.is_foreign:
         message = f"Deployment {deployment_name(observed.key.name)} exists and is not this pool's"
         return condition(ConditionType.READY, "False", Reason.NAME_CONFLICT, message)
@@ -347,6 +346,15 @@ def _ready(observed: Observed, pool: Json, status: Json) -> Json:
     if wanted:
         return condition(ConditionType.READY, "False", Reason.SCALING, "A worker is wanted and none is ready yet")
     return condition(ConditionType.READY, "True", Reason.SCALED_TO_ZERO, "Nothing to do; the next run starts a worker")
+
+
+def _spec_problem(pool: Json) -> str | None:
+    """Return why no worker is made of this spec, or None. Those there are go on with what they were made of."""
+    size = capabilities_size(pool)
+    if size > CAPABILITIES_MAX_BYTES:
+        return f"mcpServers, retrievers or approvals weigh {size} bytes; {CAPABILITIES_MAX_BYTES} are allowed"
+    floors = pool.get("spec", {}).get("approvals", ())
+    return expression_problem((f"approvals[{index}]", floor) for index, floor in enumerate(floors))
 
 
 def failed_status(pool: Json, message: str, now: datetime) -> Json:

@@ -200,12 +200,13 @@ class PoolReconciler:
         return Credentials(frozenset([*secrets, *pool_secrets_of(pool)]), frozenset(audiences))
 
     async def _is_busy(self, key: ObjectKey) -> bool:
-        """Ask Temporal whether a workflow is open on the pool's queue.
+        """Ask Temporal whether a workflow is open on the pool's queue, of those that do not await approval.
 
         Not the queue's backlog: that count is approximate, and one left from a terminated run kept a pool up for ever.
         """
         queue = pool_queue(self.settings.worker.installation, key.namespace, key.name)
-        return await self.queues.count(f"TaskQueue = '{queue}' AND ExecutionStatus = 'Running'") > 0
+        opened = await self.queues.count(f"TaskQueue = '{queue}' AND ExecutionStatus = 'Running'")
+        return opened > self.cache.runs.count("awaiting", key.namespace, key.name)
 
     async def _carry_out(self, observed: Observed) -> float | None:
         steps = plan(observed)

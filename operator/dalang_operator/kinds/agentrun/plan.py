@@ -10,10 +10,11 @@ F  started            missing, seen twice        WorkflowLost, final
 G  unfinished         its code fails             Stalled; past timeout + 10 min: terminate, Failed
 H  finished           never asked                delete it when its time is over
 J  unfinished         open, but no worker        say so; past its timeout or cancelled: terminate, final
+K  awaits approval    open                       as D; its clock stands still, and it needs no worker
 I  gone, another uid  never asked                terminate the workflow of the uid that is gone
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -25,8 +26,8 @@ from dalang_operator.kinds.agentrun.snapshot import limits, make_run_input
 from dalang_operator.kinds.agentrun.status import (
     STARTED_MESSAGE,
     ended_status,
+    is_final,
     pending_status,
-    report_seq,
     run_status,
     running_status,
     says_worker_missing,
@@ -39,7 +40,7 @@ from dalang_operator.kinds.reach import Gap, Reach, TooMany
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.resources import Json, ObjectKey, controller_uid, uid_of
 from dalang_operator.kube.status import find_condition, parse_timestamp
-from dalang_operator.runtime.cache import is_finished, is_started
+from dalang_operator.runtime.cache import is_awaiting, is_finished, is_started, report_seq
 from dalang_operator.runtime.references import DEFAULT_POOL, pool_of
 
 STUCK_GRACE = timedelta(minutes=10)
@@ -86,6 +87,8 @@ class Observed:
     """Why the workflow's code fails, as the last sweep saw it."""
     cancel_sent: datetime | None = None
     """When Temporal took our request to cancel."""
+    waited: timedelta = timedelta()
+    """For how long at the most its clock stood still for humans; found out only where it matters (`needs_waited`)."""
     has_worker: bool = True
     """A worker of the run's pool is ready."""
     pool_message: str = ""
@@ -230,7 +233,9 @@ def _plan_open(observed: Observed, run: Json) -> Plan:
         )
         return Plan((WriteStatus(status),))
     steps = _plan_problem(observed, run, workflow_id)
-    return steps if steps.actions else _plan_without_worker(observed, run, workflow_id)
+    if steps.actions or is_awaiting(run):
+        return steps
+    return _plan_without_worker(observed, run, workflow_id)
 
 
 def _plan_without_worker(observed: Observed, run: Json, workflow_id: str) -> Plan:
@@ -246,11 +251,10 @@ def _plan_without_worker(observed: Observed, run: Json, workflow_id: str) -> Pla
             return Plan(requeue_after=NO_WORKER_GRACE.total_seconds())
         message = f"Cancelled. {why}"
         return Plan((stop, WriteStatus(ended_status(run, Phase.CANCELLED, Reason.CANCELLED, message, observed.now))))
-    started_at = parse_timestamp(run.get("status", {}).get("startedAt") or run["metadata"]["creationTimestamp"])
-    if observed.now >= started_at + limits(observed.agent, run).timeout + NO_WORKER_GRACE:
+    if observed.now >= _deadline(observed, run) + NO_WORKER_GRACE:
         message = f"limits.timeout passed while waiting for a worker. {why}"
         return Plan((stop, WriteStatus(ended_status(run, Phase.FAILED, Reason.TIMEOUT, message, observed.now))))
-    if report_seq(run) or observed.now < started_at + NO_WORKER_PATIENCE:
+    if report_seq(run) or observed.now < _started_at(run) + NO_WORKER_PATIENCE:
         return Plan()
     return Plan((WriteStatus(waiting_status(run, Reason.WORKER_MISSING, why, observed.now)),))
 
@@ -260,13 +264,50 @@ def _plan_problem(observed: Observed, run: Json, workflow_id: str) -> Plan:
     is_stalled = stalled is not None and stalled["reason"] == Reason.WORKFLOW_TASK_FAILING
     if observed.problem is None:
         return Plan((WriteStatus(unstalled_status(run)),)) if is_stalled and observed.swept else Plan()
-    started_at = parse_timestamp(run.get("status", {}).get("startedAt") or run["metadata"]["creationTimestamp"])
-    end = started_at + limits(observed.agent, run).timeout + STUCK_GRACE
-    if observed.now < end:
+    if is_awaiting(run) or observed.now < _deadline(observed, run) + STUCK_GRACE:
         return Plan((WriteStatus(stalled_status(run, observed.problem, observed.now)),))
     message = f"The workflow's code failed until long past the run's timeout. Temporal: {observed.problem}"
     status = ended_status(run, Phase.FAILED, Reason.WORKFLOW_TASK_FAILING, message, observed.now)
     return Plan((TerminateWorkflow(workflow_id, "its code fails, past its timeout"), WriteStatus(status)))
+
+
+def _started_at(run: Json) -> datetime:
+    return parse_timestamp(run.get("status", {}).get("startedAt") or run["metadata"]["creationTimestamp"])
+
+
+def _deadline(observed: Observed, run: Json) -> datetime:
+    """Return when the run's timeout has passed for certain."""
+    return _started_at(run) + limits(observed.agent, run).timeout + observed.waited
+
+
+def needs_waited(observed: Observed) -> bool:
+    """Return whether it must be known how long humans took: the run seems past its time, and nobody serves it well."""
+    run = observed.run
+    if run is None or is_finished(run) or is_awaiting(run) or not (observed.problem or not observed.has_worker):
+        return False
+    status = run.get("status", {})
+    has_asked = bool(status.get("approvals") or status.get("pendingApprovals"))
+    return has_asked and observed.now >= _deadline(observed, run)
+
+
+def time_waited(approvals: Iterable[Json], now: datetime) -> timedelta:
+    """Return for how long at least one of a run's AgentApprovals was open, which bounds how long its clock stood still."""
+    spans = sorted(
+        (parse_timestamp(approval["spec"]["requestedAt"]), _settled_at(approval, now)) for approval in approvals
+    )
+    waited, until = timedelta(), None
+    for begin, end in spans:
+        if until is None or begin > until:
+            until = begin
+        waited += max(end - until, timedelta())
+        until = max(end, until)
+    return waited
+
+
+def _settled_at(approval: Json, now: datetime) -> datetime:
+    ready = find_condition(approval, ConditionType.READY)
+    is_open = approval.get("status", {}).get("state", "Pending") == "Pending"
+    return now if is_open or ready is None else parse_timestamp(ready["lastTransitionTime"])
 
 
 def _plan_expiry(observed: Observed, run: Json) -> Plan:
@@ -370,7 +411,7 @@ def _plan_not_starting(observed: Observed, run: Json, verdict: Verdict) -> Plan:
 
 def _closed_status(run: Json, workflow: WorkflowView, workflow_id: str, now: datetime) -> Json:
     report = workflow.report
-    if report and report.phase != "Running" and report.seq >= report_seq(run):
+    if report and is_final(report) and report.seq >= report_seq(run):
         return run_status(report, run, workflow_id, now)
     words = f": {workflow.message}" if workflow.message else ""
     if workflow.state is WorkflowState.CANCELED:

@@ -1,7 +1,7 @@
 """AgentRun: observe one run, plan, execute."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -21,7 +21,9 @@ from dalang_operator.kinds.agentrun.plan import (
     WakePool,
     WriteStatus,
     needs_look,
+    needs_waited,
     plan,
+    time_waited,
 )
 from dalang_operator.kinds.agentrun.status import pending_status
 from dalang_operator.kinds.config_maps import read_config_map
@@ -29,7 +31,16 @@ from dalang_operator.kinds.instructions import ConfigMaps
 from dalang_operator.kinds.reach import Reach, find_reach
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.errors import Conflict, NotFound
-from dalang_operator.kube.resources import AGENT_RUNS, Json, ObjectKey, PatchBody, Resource, uid_of
+from dalang_operator.kube.resources import (
+    AGENT_APPROVALS,
+    AGENT_RUNS,
+    Json,
+    ObjectKey,
+    PatchBody,
+    Resource,
+    controller_uid,
+    uid_of,
+)
 from dalang_operator.kube.status import parse_timestamp, write_status
 from dalang_operator.runtime.cache import Cache, is_finished, is_started
 from dalang_operator.runtime.references import instructions_key_of
@@ -47,6 +58,10 @@ class KubePort(Protocol):
     """What the reconcile needs of the API server."""
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Json: ...
+
+    def list_pages(
+        self, resource: Resource, namespace: str | None, *, fields: str = "", labels: str = ""
+    ) -> AsyncIterator[tuple[list[Json], str]]: ...
 
     async def patch(
         self, resource: Resource, namespace: str, name: str, body: PatchBody, subresource: str | None = None
@@ -152,7 +167,17 @@ class RunReconciler:
             observed = await self._observe_reach(observed, agent)
         if uid in self.facts.doubtful or uid in self.facts.missing_since or needs_look(run, observed.cancel_sent):
             observed = await self._look(observed, uid)
+        if needs_waited(observed):
+            observed = replace(observed, waited=time_waited(await self._approvals(key, uid), observed.now))
         return observed
+
+    async def _approvals(self, key: ObjectKey, uid: str) -> list[Json]:
+        """Return all AgentApprovals of a run, those that are settled as well, which the cache does not keep."""
+        found: list[Json] = []
+        pages = self.kube.list_pages(AGENT_APPROVALS, key.namespace, fields=f"spec.runRef.name={key.name}")
+        async for page, _ in pages:
+            found += [approval for approval in page if controller_uid(approval) == uid]
+        return found
 
     async def _observe_reach(self, observed: Observed, agent: Json) -> Observed:
         namespace = observed.key.namespace

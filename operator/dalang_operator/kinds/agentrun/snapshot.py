@@ -102,6 +102,7 @@ def _agent_snapshot(agent: Json, config_maps: ConfigMaps, *, queue: str, is_call
         parallel_tool_calls=spec.get("parallelToolCalls"),
         retriever=retriever_of(agent),
         output_schema=spec.get("output", {}).get("schema"),
+        output_approval=approval_policy(spec.get("output", {}).get("approval")),
         temperature=parameters.get("temperature"),
         max_output_tokens=parameters.get("maxOutputTokens"),
         retry=_retry(spec.get("retry", {})),
@@ -133,12 +134,25 @@ def model_snapshot(model: Json) -> contract.ModelSnapshot:
 
 
 def _tool(tool: Json) -> contract.ToolBinding:
+    name, approval = tool["name"], approval_policy(tool.get("approval"))
     if "mcp" in tool:
         mcp = contract.McpBinding(server=tool["mcp"]["server"], tools=tool["mcp"].get("tools"))
-        return contract.ToolBinding(name=tool["name"], mcp=mcp)
+        return contract.ToolBinding(name=name, mcp=mcp, approval=approval)
     if "agentRef" in tool:
-        return contract.ToolBinding(name=tool["name"], agent=tool["agentRef"]["name"])
-    return contract.ToolBinding(name=tool["name"], function=tool["function"].get("name") or tool["name"])
+        return contract.ToolBinding(name=name, agent=tool["agentRef"]["name"], approval=approval)
+    return contract.ToolBinding(name=name, function=tool["function"].get("name") or name, approval=approval)
+
+
+def approval_policy(approval: Json | None) -> contract.ApprovalPolicy | None:
+    """Return when a human decides first; `{}` means always, which is not the same as absent."""
+    if approval is None:
+        return None
+    return contract.ApprovalPolicy(
+        when=approval.get("when"),
+        question=approval.get("question"),
+        timeout_seconds=_seconds(approval.get("timeout")),
+        on_timeout=approval.get("onTimeout", "Reject"),
+    )
 
 
 def _handoff(handoff: Json) -> contract.HandoffBinding:

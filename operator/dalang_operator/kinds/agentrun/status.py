@@ -10,13 +10,21 @@ from datetime import datetime
 from decimal import Decimal
 
 from dalang_api import contract
-from dalang_api.contract import AgentVersion, RunReport
+from dalang_api.contract import AgentVersion, ApprovalEnd, ApprovalRequest, RunReport
 from dalang_api.prices import decimal_text
 from dalang_api.v1alpha1.conditions import ConditionType, Phase, Reason
 from pydantic_core import to_json
 
 from dalang_operator.kube.resources import Json
-from dalang_operator.kube.status import clip, condition, find_condition, timestamp, with_conditions, without_condition
+from dalang_operator.kube.status import (
+    clip,
+    clip_bytes,
+    condition,
+    find_condition,
+    timestamp,
+    with_conditions,
+    without_condition,
+)
 
 STATUS_MAX_BYTES = 32 * 1024
 """The most a status may weigh: thousands of runs are listed, watched and kept in etcd."""
@@ -26,12 +34,11 @@ _OUTPUT_KEPT = 1024
 _COST_UNIT = Decimal("1e-9")
 """The API has nine decimals."""
 STARTED_MESSAGE = "The workflow was started"
-
-
-def report_seq(run: Json) -> int:
-    """Return the number of the report the status comes from; 0 when the controller wrote it."""
-    seq: int = run.get("status", {}).get("workflow", {}).get("reportSeq", 0)
-    return seq
+_PENDING_MAX = 16
+_DECIDED_MAX = 16
+_PREVIEW_MAX_BYTES = 256
+_QUESTION_KEPT = 64
+"""How much of the questions is kept where a status would be too large: the AgentApprovals have them whole."""
 
 
 def pending_status(run: Json, reason: Reason, message: str, now: datetime) -> Json:
@@ -78,7 +85,9 @@ def says_worker_missing(run: Json) -> bool:
 
 def ended_status(run: Json, phase: Phase, reason: Reason, message: str, now: datetime) -> Json:
     """Return the last status of a run whose workflow left no report of its end."""
-    return {**_with(run, phase, _ended_conditions(reason, message), now), "finishedAt": timestamp(now)}
+    status = _with(run, phase, _ended_conditions(reason, message), now)
+    status.pop("pendingApprovals", None)
+    return {**status, "finishedAt": timestamp(now)}
 
 
 def stalled_status(run: Json, cause: str, now: datetime) -> Json:
@@ -128,9 +137,46 @@ def run_status(report: RunReport, run: Json, workflow_id: str, now: datetime) ->
         status["structuredOutput"] = report.structured_output
     if report.context:
         status["context"] = _context(report.context)
-    if report.phase != "Running":
+    if report.ended_approvals:
+        status["approvals"] = _decided(report.ended_approvals)
+    if is_final(report):
         status["finishedAt"] = report.finished_at or timestamp(now)
+    elif report.pending_approvals:
+        status["pendingApprovals"] = _pending(report.pending_approvals)
     return _fitted(status)
+
+
+def is_final(report: RunReport) -> bool:
+    """Return whether a report says how the run ended."""
+    return report.phase not in {Phase.RUNNING, Phase.AWAITING_APPROVAL}
+
+
+def _pending(requests: list[ApprovalRequest]) -> list[Json]:
+    pending = []
+    for request in {request.name: request for request in requests}.values():
+        entry: Json = {"name": request.name, "agent": request.agent, "question": clip(request.question, 512)}
+        entry["preview"] = clip_bytes(request.arguments, _PREVIEW_MAX_BYTES)
+        if request.tool is not None:
+            entry["tool"] = request.tool
+        if request.expires_at is not None:
+            entry["expiresAt"] = request.expires_at
+        pending.append(entry)
+    return pending[:_PENDING_MAX]
+
+
+def _decided(ends: list[ApprovalEnd]) -> list[Json]:
+    decided = []
+    for end in {end.name: end for end in ends}.values():
+        entry: Json = {
+            "name": end.name,
+            "decision": (end.decision or "Approve") if end.state == "Applied" else end.state,
+        }
+        if end.tool is not None:
+            entry["tool"] = end.tool
+        if end.state == "Applied" and end.decided_by is not None:
+            entry["decidedBy"] = end.decided_by
+        decided.append(entry)
+    return decided[-_DECIDED_MAX:]
 
 
 def _usage(report: RunReport) -> Json:
@@ -197,7 +243,8 @@ def _fitted(status: Json) -> Json:
     """Drop what is least missed until the status fits: 64 agents, context, answer and messages may be 50 KiB.
 
     First the oldest messages and most of the answer's text: the transcript has both whole. Then the answer as an object,
-    the context variables, and what is left of the text. The agents stay: by them a pool knows that it is needed.
+    the context variables, what is left of the text, what was decided, and most of what is asked. The agents stay: by them a
+    pool knows that it is needed; and so do the names of what is pending.
     """
     while len(to_json(status)) > STATUS_MAX_BYTES:
         if "messages" in status:
@@ -212,6 +259,13 @@ def _fitted(status: Json) -> Json:
             del status["context"]
         elif status.get("output"):
             _shorten_output(status)
+        elif "approvals" in status:
+            del status["approvals"]
+        elif any(pending["preview"] for pending in status.get("pendingApprovals", ())):
+            status["pendingApprovals"] = [
+                {**pending, "preview": "", "question": clip(pending["question"], _QUESTION_KEPT)}
+                for pending in status["pendingApprovals"]
+            ]
         else:
             break
     return status

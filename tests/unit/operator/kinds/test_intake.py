@@ -3,25 +3,27 @@
 from dataclasses import dataclass, field
 
 import pytest
+from dalang_operator.kinds.agentapproval.reconcile import ApprovalFacts
 from dalang_operator.kinds.agentrun.reconcile import RunFacts
 from dalang_operator.kinds.intake import Intake, wakes
 from dalang_operator.kube.resources import Json, ObjectKey
 from dalang_operator.runtime.cache import Cache
 from dalang_operator.runtime.queue import Queue
 
-from tests.build import agent, config_map, finished_run, model, pool, run, started_run
+from tests.build import agent, approval, awaiting_run, config_map, finished_run, model, pool, run, started_run
+
+KINDS = ("Agent", "AgentApproval", "AgentModel", "AgentPool", "AgentRun")
 
 
 @dataclass
 class World:
     cache: Cache = field(default_factory=Cache)
     facts: RunFacts = field(default_factory=RunFacts)
-    queues: dict[str, Queue] = field(
-        default_factory=lambda: {kind: Queue(kind) for kind in ("Agent", "AgentModel", "AgentPool", "AgentRun")}
-    )
+    approvals: ApprovalFacts = field(default_factory=ApprovalFacts)
+    queues: dict[str, Queue] = field(default_factory=lambda: {kind: Queue(kind) for kind in KINDS})
 
     def __post_init__(self) -> None:
-        self.intake = Intake(self.cache, self.queues, self.facts)
+        self.intake = Intake(self.cache, self.queues, self.facts, self.approvals)
 
     def queued(self) -> dict[str, int]:
         return {kind: len(queue) for kind, queue in self.queues.items() if len(queue)}
@@ -192,3 +194,38 @@ def test_the_pool_is_not_woken_while_other_runs_need_it() -> None:
     world.intake.applied("AgentRun", started_run("r2"))
     world.intake.removed("AgentRun", started_run("r1", metadata={"resourceVersion": "12"}))
     assert world.queued() == {"AgentRun": 2}
+
+
+def test_a_run_that_begins_to_await_approval_lets_its_pools_rest_and_wakes_its_approvals() -> None:
+    world = World()
+    world.intake.applied("AgentRun", awaiting_run("r1", "r1-a", "r1-b"))
+    assert world.queued() == {"AgentApproval": 2, "AgentPool": 1, "AgentRun": 1}
+
+
+def test_a_run_that_left_the_watch_wakes_the_approvals_that_nobody_settled() -> None:
+    world = World()
+    world.cache.runs.put(started_run())
+    world.cache.approvals.put(approval())
+    world.cache.awake[ObjectKey("shop", "r1")] = ("uid-r1", 1)
+    world.intake.removed("AgentRun", started_run(metadata={"resourceVersion": "11"}))
+    assert world.queued() == {"AgentApproval": 1, "AgentPool": 1, "AgentRun": 1}
+    assert world.cache.awake == {}
+
+
+def test_an_approval_that_left_the_watch_is_looked_after() -> None:
+    world = World()
+    world.intake.applied("AgentApproval", approval())
+    world.intake.removed("AgentApproval", approval(metadata={"resourceVersion": "11"}))
+    assert world.queued() == {"AgentApproval": 1}
+    assert world.approvals.gone == {ObjectKey("shop", "r1-a"): ObjectKey("shop", "r1")}
+    assert len(world.cache.approvals) == 0
+
+
+def test_a_run_that_reports_again_is_awake_no_more() -> None:
+    world = World()
+    world.intake.applied("AgentRun", awaiting_run("r1", "r1-a"))
+    world.cache.note_awake(ObjectKey("shop", "r1"), awaiting_run("r1", "r1-a"))
+    world.intake.applied("AgentRun", awaiting_run("r1", "r1-a", metadata={"resourceVersion": "11"}))
+    assert world.cache.is_awake(ObjectKey("shop", "r1"))
+    world.intake.applied("AgentRun", awaiting_run("r1", "r1-b", seq=2, metadata={"resourceVersion": "12"}))
+    assert world.cache.awake == {}

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from dalang_api.contract import RunReport, WorkflowTarget
+from dalang_api.contract import ApprovalRequest, ReportResult, RunReport, WorkflowTarget
 from dalang_operator.kube.errors import ApiError, Conflict, NotFound, Unavailable
 from dalang_operator.kube.resources import Json, ObjectKey, Resource
+from dalang_operator.reporter.approvals import ApprovalWriter
 from dalang_operator.reporter.report import RunReporter, refusal
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
@@ -61,6 +62,12 @@ class FakeKube:
             raise NotFound("gone")
         return self.live
 
+    async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
+        self.calls.append(f"create {resource.kind}")
+        if self.failures:
+            raise self.failures.pop(0)
+        return {**body, "metadata": {**body["metadata"], "uid": "uid-r1-a"}}
+
     async def patch(
         self, resource: Resource, namespace: str, name: str, body: Json, subresource: str | None = None
     ) -> Json:
@@ -84,6 +91,9 @@ class FakeLocal:
     def cached(self, key: ObjectKey) -> Json | None:
         return self.run
 
+    def cached_approval(self, key: ObjectKey) -> Json | None:
+        return None
+
     def ending(self, uid: str) -> None:
         self.told.append("ending")
 
@@ -93,13 +103,18 @@ class FakeLocal:
 
 async def send(kube: FakeKube, cached: Json | None, *, seq: int = 1, **info: Any) -> FakeLocal:
     local = FakeLocal(cached)
-    reporter = RunReporter(INSTALLATION, frozenset(), kube, local, lambda: NOW)  # type: ignore[arg-type]
+    await write(kube, local, report(seq), **info)
+    return local
+
+
+async def write(kube: FakeKube, local: FakeLocal, sent: RunReport, **info: Any) -> ReportResult:
+    approvals = ApprovalWriter(kube, local, lambda: NOW)  # type: ignore[arg-type]
+    reporter = RunReporter(INSTALLATION, frozenset(), kube, local, approvals, lambda: NOW)  # type: ignore[arg-type]
     environment = ActivityEnvironment()
     described = {"workflow_id": f"{INSTALLATION}.shop.r1.uid-r1", "workflow_type": "AgentRun", **info}
     environment.info = replace(ActivityEnvironment.default_info(), **described)
-    write: Callable[[RunReport], Awaitable[None]] = reporter.report
-    await environment.run(write, report(seq))
-    return local
+    activity: Callable[[RunReport], Awaitable[ReportResult]] = reporter.report
+    return await environment.run(activity, sent)
 
 
 async def test_the_cached_object_saves_the_read() -> None:
@@ -147,3 +162,55 @@ async def test_a_workflow_that_is_not_ours_writes_nothing(info: dict[str, Any]) 
     kube = FakeKube(started_run())
     await send(kube, started_run(), **info)
     assert kube.calls == []
+
+
+ASKS = ApprovalRequest(
+    name="r1-a", subject="ToolCall", agent="helper", question="?", arguments="{}", digest="sha256:0", requested_at=at()
+)
+
+
+def asking(seq: int = 1) -> RunReport:
+    return report(seq, phase="AwaitingApproval", finished_at=None, pending_approvals=[ASKS])
+
+
+async def test_approvals_come_before_the_status_and_their_uids_go_back() -> None:
+    kube = FakeKube(started_run())
+    result = await write(kube, FakeLocal(started_run()), asking())
+    assert kube.calls == ["create AgentApproval", "create Event", "patch 10"]
+    assert result == ReportResult(approvals={"r1-a": "uid-r1-a"})
+
+
+async def test_a_report_whose_answer_got_lost_gives_it_again() -> None:
+    kube = FakeKube(started_run(seq=1))
+    result = await write(kube, FakeLocal(None), asking())
+    assert kube.calls == ["get", "create AgentApproval", "create Event"]
+    assert result.approvals == {"r1-a": "uid-r1-a"}
+
+
+@pytest.mark.parametrize(
+    "live",
+    [
+        pytest.param(started_run(seq=2), id="a newer report was quicker"),
+        pytest.param(finished_run(), id="the run has ended"),
+        pytest.param(None, id="the run is gone"),
+        pytest.param(run(metadata={"uid": "new"}), id="the run was made anew"),
+    ],
+)
+async def test_a_late_report_asks_nobody(live: Json | None) -> None:
+    kube = FakeKube(live)
+    assert await write(kube, FakeLocal(None), asking()) == ReportResult()
+    assert kube.calls == ["get"]
+
+
+async def test_a_status_that_has_to_be_written_again_asks_once() -> None:
+    kube = FakeKube(started_run(metadata={"resourceVersion": "11"}))
+    result = await write(kube, FakeLocal(started_run()), asking())
+    assert kube.calls == ["create AgentApproval", "create Event", "patch 10", "get", "patch 11"]
+    assert result.approvals == {"r1-a": "uid-r1-a"}
+
+
+async def test_no_status_names_an_approval_that_could_not_be_created() -> None:
+    kube = FakeKube(started_run(), failures=[Unavailable("the API server cannot be reached: refused")])
+    with pytest.raises(ApplicationError):
+        await write(kube, FakeLocal(started_run()), asking())
+    assert kube.calls == ["create AgentApproval"]

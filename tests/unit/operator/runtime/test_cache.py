@@ -3,7 +3,7 @@
 from dalang_operator.kube.resources import ObjectKey
 from dalang_operator.runtime.cache import Cache, Store
 
-from tests.build import agent, model, pool, run, started_run
+from tests.build import agent, approval, awaiting_run, model, pool, run, started_run
 
 KEY = ObjectKey("shop", "r1")
 POOL = ObjectKey("shop", "default")
@@ -102,3 +102,29 @@ def test_a_run_that_waits_for_a_config_map_keeps_no_pool_up() -> None:
     assert not cache.has_live_run(POOL)
     cache.runs.put(run("r2"))
     assert cache.has_live_run(POOL)
+
+
+def test_a_run_that_awaits_approval_needs_no_pool_until_it_is_told_something() -> None:
+    cache = Cache()
+    cache.runs.put(awaiting_run("r1", "r1-a", seq=1))
+    assert not cache.has_live_run(POOL)
+    assert cache.runs.count("awaiting", "shop", "default") == 1
+    cache.note_awake(KEY, awaiting_run(seq=1))
+    assert cache.has_live_run(POOL)
+    assert not cache.has_live_run(ObjectKey("shop", "gpu"))
+    assert not cache.has_live_run(ObjectKey("other", "default"))
+    cache.runs.put(awaiting_run("r1", "r1-b", seq=2, metadata={"resourceVersion": "11"}))
+    assert not cache.has_live_run(POOL), "it reported, and waits for another"
+    assert cache.runs.by("approval", "shop", "r1-b") == [KEY]
+    cache.runs.put(awaiting_run("r1", seq=2, metadata={"resourceVersion": "12"}, cancel=True))
+    assert cache.has_live_run(POOL), "cancelled, it has to report"
+    assert cache.runs.count("awaiting", "shop", "default") == 0
+
+
+def test_arguments_of_approvals_are_not_kept() -> None:
+    cache = Cache()
+    cache.approvals.put(approval())
+    kept = cache.approvals.get(ObjectKey("shop", "r1-a"))
+    assert kept is not None
+    assert "arguments" not in kept["spec"]
+    assert cache.approvals.by("run", "shop", "r1") == [ObjectKey("shop", "r1-a")]

@@ -15,7 +15,7 @@ from dalang_operator.runtime.cache import Cache
 from dalang_operator.temporal.sweep import Sweep
 from dalang_operator.temporal.workflows import ListedWorkflow
 
-from tests.build import INSTALLATION, NOW, finished_run, pool, run, started_run
+from tests.build import INSTALLATION, NOW, awaiting_run, finished_run, pool, run, started_run
 
 KEY = ObjectKey("shop", "r1")
 
@@ -251,3 +251,20 @@ async def test_a_pool_at_zero_with_an_open_workflow_is_woken() -> None:
     await world.sweep(timedelta(seconds=30))
     assert world.woken == [ObjectKey("shop", "default")]
     assert world.pools.has_open_workflow == {ObjectKey("shop", "default")}
+
+
+async def test_runs_that_await_approval_bring_no_pool_up_and_are_not_looked_at() -> None:
+    world = World()
+    world.cache.pools.put(pool())
+    zero = deployment(ready=0)
+    world.cache.deployments.put({**zero, "spec": {"replicas": 0}})
+    world.cache.runs.put(awaiting_run("r1", "r1-a"))
+    world.temporal.opened = [listed()]
+    world.temporal.open_on = {f"{INSTALLATION}.shop.default": 1}
+    await world.sweep()
+    await world.sweep(timedelta(seconds=30))
+    assert world.woken == []
+    assert world.pools.has_open_workflow == set()
+    world.temporal.open_on = {f"{INSTALLATION}.shop.default": 2}
+    await world.sweep(timedelta(seconds=30))
+    assert world.woken == [ObjectKey("shop", "default")]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from dalang_api.contract import McpServerSettings, SecretKey, ToolCall, ToolOutcome, idempotency_key
 from dalang_worker.activities.mcp import McpActivity
+from dalang_worker.approvals import CHANGED_DO_NOT_FIT, CalledTool
 from dalang_worker.mcp.servers import McpServers
 from dalang_worker.metrics import TOOL_CALLS
 from temporalio.activity import ActivityCancellationDetails
@@ -188,3 +189,41 @@ def another(environment: ActivityEnvironment) -> ActivityEnvironment:
     fresh = ActivityEnvironment()
     fresh.info = environment.info
     return fresh
+
+
+async def approved(activity: McpActivity, arguments: str = '{"a":1,"b":2}', **more: Any) -> ToolCall:
+    """Return a call of `add`, one and two being what was approved."""
+    tools = {tool.name: tool for tool in await activity._servers.list_tools("everything")}
+    digest = CalledTool.mcp("everything_add", "everything", tools["add"]).digest('{"a":1,"b":2}')
+    return call("add", arguments=arguments).model_copy(update={"approved_digest": digest, **more})
+
+
+async def test_what_was_approved_is_called(activity: McpActivity, environment: ActivityEnvironment) -> None:
+    assert await environment.run(activity.mcp, await approved(activity)) == ToolOutcome(output="3")
+    changed = await approved(activity, '{"a":1,"b":5}', approved_arguments='{"a":1,"b":2}')
+    assert await environment.run(activity.mcp, changed) == ToolOutcome(output="6")
+
+
+async def test_what_was_not_approved_is_asked_again(activity: McpActivity, environment: ActivityEnvironment) -> None:
+    other = await environment.run(activity.mcp, await approved(activity, '{"a":1,"b":3}'))
+    assert other.ask_again is not None
+    assert (other.output, other.ask_again.arguments) == ("", '{"a":1,"b":3}')
+    before = f"sha256:{'0' * 64}"  # of another schema
+    again = await environment.run(activity.mcp, await approved(activity, approved_digest=before))
+    fresh = await approved(activity)
+    assert again.ask_again is not None
+    assert again.ask_again.digest == fresh.approved_digest
+
+
+async def test_a_tool_that_is_gone_is_told(activity: McpActivity, environment: ActivityEnvironment) -> None:
+    gone = (await approved(activity)).model_copy(update={"function": "burn"})
+    outcome = await environment.run(activity.mcp, gone)
+    assert (outcome.is_error, outcome.output) == (True, "Not run: MCP server 'everything' has no tool 'burn' any more")
+
+
+async def test_an_approver_s_arguments_that_do_not_fit(activity: McpActivity, environment: ActivityEnvironment) -> None:
+    changed = await approved(activity, '{"a":"one","b":5}', approved_arguments='{"a":1,"b":2}')
+    outcome = await environment.run(activity.mcp, changed)
+    assert outcome.is_error
+    assert outcome.output.startswith(f"{CHANGED_DO_NOT_FIT} The answer does not fit the schema: at a: 'one' is not")
+    assert "Answer again" not in outcome.output

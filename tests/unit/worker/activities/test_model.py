@@ -10,6 +10,8 @@ from dalang.tools import ToolFunction
 from dalang_api import contract
 from dalang_api.contract import (
     AgentSnapshot,
+    ApprovalFloor,
+    ApprovalPolicy,
     CallVerdict,
     Failure,
     Message,
@@ -23,7 +25,8 @@ from dalang_api.contract import (
     ToolResultPart,
 )
 from dalang_worker.activities import model as model_activity
-from dalang_worker.activities.model import answer_cap, is_worth_telling, tool_choice
+from dalang_worker.activities.model import answer_cap, circumstances_of, is_worth_telling, tool_choice
+from dalang_worker.approvals import Circumstances
 from dalang_worker.providers import ModelAnswer, RequestedCall, TokenUsage
 from dalang_worker.tools.offer import ARGUMENTS_ERROR_MAX_BYTES, FunctionOffer, Offers
 from temporalio.exceptions import ApplicationError
@@ -341,3 +344,80 @@ def test_a_tool_that_is_not_there_is_not_demanded(choice: ToolChoice, tools: Too
     agent = AGENT.model_copy(update={"tool_choice": choice})
     there = offering(tools) if choice.tool else Offers()
     assert tool_choice(agent, [USER], there) is None
+
+
+ASKING = AGENT.model_copy(
+    update={"output_approval": ApprovalPolicy(when="output.contains('refund')", question="Say so?")}
+)
+
+
+def test_an_answer_that_a_human_has_to_approve() -> None:
+    needed = make_reply(CALL, ASKING, asked(text="We refund."), {}).approval
+    assert needed is not None
+    assert (needed.question, needed.arguments) == ("Say so?", '"We refund."')
+    assert make_reply(CALL, ASKING, asked(text="No."), {}).approval is None
+
+
+def test_a_structured_answer_is_asked_about_as_an_object() -> None:
+    agent = WITH_SCHEMA.model_copy(update={"output_approval": ApprovalPolicy(when="output.city == 'Ubud'")})
+    needed = make_reply(CALL, agent, asked(text='{"city": "Ubud"}'), {}).approval
+    assert needed is not None
+    assert needed.arguments == '{"city":"Ubud"}'
+    assert make_reply(CALL, agent, asked(text='{"city": "Kuta"}'), {}).approval is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(asked(("weather", '{"city":"Ubud"}'), text="I refund."), id="calls"),
+        pytest.param(asked(text="refund", failure=Failure(reason="OutputTruncated", message="")), id="a failure"),
+        pytest.param(asked(text="refund", call_again=True), id="a pause"),
+    ],
+)
+def test_what_is_no_answer_is_not_asked_about(answer: ModelAnswer, tools: Tools) -> None:
+    assert make_reply(CALL, ASKING, answer, tools).approval is None
+
+
+def test_an_answer_that_does_not_fit_is_not_asked_about() -> None:
+    agent = WITH_SCHEMA.model_copy(update={"output_approval": ApprovalPolicy()})
+    reply = make_reply(CALL, agent, asked(text="Ubud"), {})
+    assert (reply.approval, reply.correction is not None) == (None, True)
+
+
+def test_an_answer_that_cannot_be_shown_exactly_is_to_be_given_again() -> None:
+    schema = {"type": "object", "properties": {"order": {"type": "integer"}}}
+    agent = AGENT.model_copy(update={"output_schema": schema, "output_approval": ApprovalPolicy()})
+    reply = make_reply(CALL, agent, asked(text='{"order": 12345678901234567890}'), {})
+    assert (reply.approval, reply.structured_output) == (None, None)
+    assert "The answer does not count: a human has to approve it, and the answer cannot be shown" in (
+        reply.correction or ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("agent", "sent", "context"),
+    [
+        pytest.param(AGENT, None, None, id="an agent that reads no context: it is not known"),
+        pytest.param(
+            AGENT.model_copy(update={"instructions": "Hi {{ context.name }}"}),
+            {"name": "Ada"},
+            {"name": "Ada"},
+            id="in instructions",
+        ),
+        pytest.param(AGENT.model_copy(update={"instructions": "Hi {{ context.name }}"}), None, {}, id="an empty one"),
+        pytest.param(
+            ASKING.model_copy(update={"output_approval": ApprovalPolicy(when="!context.vip")}),
+            None,
+            {},
+            id="in a policy",
+        ),
+        pytest.param(ASKING, None, None, id="in no policy"),
+    ],
+)
+def test_what_policies_see_of_the_run(
+    agent: AgentSnapshot, sent: dict[str, Any] | None, context: dict[str, Any] | None
+) -> None:
+    floors = [ApprovalFloor(tools=["pay"])]
+    call = CALL.model_copy(update={"context": sent})
+    found = circumstances_of(agent, call, ("dalang-0.shop.my.run.uid", "r"), floors)
+    assert found == Circumstances("support", "my.run", "shop", context, floors)

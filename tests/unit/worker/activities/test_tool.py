@@ -11,6 +11,7 @@ import pytest
 from dalang import Context, Handoff, ToolError, ToolFunction, ToolResult, tool
 from dalang_api.contract import CONTEXT_MAX_BYTES, TOOL_OUTPUT_MAX_BYTES, ToolCall, ToolOutcome, idempotency_key
 from dalang_worker.activities.tool import ToolActivity, render, to_outcome
+from dalang_worker.approvals import CalledTool
 from dalang_worker.tools.runner import ToolRunner
 from pydantic import BaseModel
 from temporalio.exceptions import ApplicationError
@@ -314,3 +315,75 @@ class TestCall:
         outcome = await make_call(call("refund", "{}"))
         assert outcome.is_error
         assert "order: Field required" in outcome.output
+
+
+class TestApproval:
+    @pytest.fixture
+    def paid(self, registry: dict[str, ToolFunction]) -> list[float]:
+        """What the tool `pay` was called with."""
+        paid: list[float] = []
+
+        @tool
+        def pay(amount: float) -> str:
+            paid.append(amount)
+            return "paid"
+
+        return paid
+
+    @staticmethod
+    def approved(registry: dict[str, ToolFunction], arguments: str, **more: Any) -> ToolCall:
+        """Return a call of the arguments, `{"amount":120}` being what was approved."""
+        digest = CalledTool.function("pay", registry["pay"]).digest('{"amount":120}')
+        return call("pay", arguments, approved_digest=digest, agent="support", **more)
+
+    async def test_what_was_approved_is_run(
+        self, make_call: Callable[..., Any], registry: dict[str, ToolFunction], paid: list[float]
+    ) -> None:
+        outcome = await make_call(self.approved(registry, '{ "amount": 1, "amount": 120.0 }'))
+        assert (outcome, paid) == (ToolOutcome(output="paid"), [120.0])
+
+    async def test_other_arguments_are_asked_about(
+        self, make_call: Callable[..., Any], registry: dict[str, ToolFunction], paid: list[float]
+    ) -> None:
+        outcome = await make_call(self.approved(registry, '{"amount": 121}'))
+        assert (outcome.ask_again.arguments, outcome.output, paid) == ('{"amount":121}', "", [])
+
+    async def test_a_tool_that_has_changed_is_asked_about(
+        self, make_call: Callable[..., Any], registry: dict[str, ToolFunction], paid: list[float]
+    ) -> None:
+        asked = self.approved(registry, '{"amount": 120}')
+        registry["pay"] = dataclasses.replace(
+            registry["pay"], schema={**registry["pay"].schema, "description": "More."}
+        )
+        again = (await make_call(asked)).ask_again
+        assert (again.arguments, paid) == ('{"amount":120}', [])
+        assert await make_call(asked.model_copy(update={"approved_digest": again.digest})) == ToolOutcome(output="paid")
+
+    async def test_an_approver_s_arguments_are_run_instead(
+        self, make_call: Callable[..., Any], registry: dict[str, ToolFunction], paid: list[float]
+    ) -> None:
+        asked = self.approved(registry, '{"amount": 5}', approved_arguments='{"amount": 120}')
+        assert (await make_call(asked), paid) == (ToolOutcome(output="paid"), [5.0])
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            pytest.param(
+                '{"amount": "all"}', "those do not fit the tool. The arguments do not fit tool pay: amount", id="a type"
+            ),
+            pytest.param(
+                "{}", "those do not fit the tool. The arguments do not fit tool pay: amount", id="one missing"
+            ),
+            pytest.param("[]", "Not run: the arguments are not a JSON object.", id="no object"),
+        ],
+    )
+    async def test_an_approver_s_arguments_that_do_not_fit_are_told(
+        self,
+        arguments: str,
+        words: str,
+        make_call: Callable[..., Any],
+        registry: dict[str, ToolFunction],
+        paid: list[float],
+    ) -> None:
+        outcome = await make_call(self.approved(registry, arguments, approved_arguments='{"amount": 120}'))
+        assert (outcome.is_error, words in outcome.output, paid) == (True, True, [])

@@ -25,8 +25,9 @@ from dalang_api.contract import (
     extend_digest,
 )
 from dalang_api.v1alpha1.conditions import Reason
+from dalang_worker.conductor.approvals import Pending
 from dalang_worker.conductor.budget import RunFailed
-from dalang_worker.conductor.loop import RunState, converse
+from dalang_worker.conductor.loop import Question, RunState, converse
 
 AGENT = AgentSnapshot(
     name="support",
@@ -100,6 +101,12 @@ class FakePorts:
         for gate in self.gates.values():
             gate.set()
         return self.outcomes.get(call.arguments) or ToolOutcome(output=f"sunny in {call.arguments}")
+
+    async def check_answer(self, agent: AgentSnapshot, answer: dict[str, Any]) -> str | None:
+        raise AssertionError(answer)
+
+    def ask(self, agent: AgentSnapshot, question: Question) -> Pending:
+        raise AssertionError(question)
 
     def history_is_full(self) -> bool:
         return len(self.model_calls) + 1 >= self.full_from_turn

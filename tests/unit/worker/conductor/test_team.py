@@ -26,8 +26,9 @@ from dalang_api.contract import (
     ToolResultPart,
 )
 from dalang_api.v1alpha1.conditions import Reason
+from dalang_worker.conductor.approvals import Pending
 from dalang_worker.conductor.budget import RunFailed
-from dalang_worker.conductor.loop import CORRECTOR, Answer, RunState, converse
+from dalang_worker.conductor.loop import CORRECTOR, Answer, Question, RunState, converse
 
 USER = Message(role="user", parts=[TextPart(text="Where is order 42?")])
 
@@ -103,6 +104,12 @@ class Ports:
         if isinstance(outcome, RunFailed):
             raise outcome
         return outcome
+
+    async def check_answer(self, agent: AgentSnapshot, answer: dict[str, Any]) -> str | None:
+        raise AssertionError(answer)
+
+    def ask(self, agent: AgentSnapshot, question: Question) -> Pending:
+        raise AssertionError(question)
 
     def history_is_full(self) -> bool:
         return False

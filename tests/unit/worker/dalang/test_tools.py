@@ -1,11 +1,12 @@
 """`@tool`: the schema that a model sees, and what becomes of the arguments it writes."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Optional
 
 import pytest
-from dalang import Context, tool, tools
+from dalang import Approval, Context, tool, tools
 from dalang.tools import ArgumentsError, ToolFunction, registered_tools
 from pydantic import BaseModel, Field
 
@@ -468,3 +469,43 @@ class TestParse:
 
 def test_the_registry_of_a_test_is_its_own() -> None:
     assert tools._REGISTRY == {}
+
+
+class TestApproval:
+    def test_is_part_of_the_tool(self, registry: Registry) -> None:
+        wanted = Approval(when="args.amount > 100", timeout=timedelta(hours=12), on_timeout="Fail")
+
+        @tool(approval=wanted)
+        def pay(amount: float) -> None: ...
+
+        @tool(approval=True)
+        def burn() -> None: ...
+
+        @tool(approval=False)
+        def find() -> None: ...
+
+        assert {name: made.approval for name, made in registry.items()} == {
+            "pay": wanted,
+            "burn": Approval(),
+            "find": None,
+        }
+        assert (wanted.timeout_seconds, Approval(timeout=90).timeout_seconds) == (43_200.0, 90)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            pytest.param({"when": ""}, id="no expression"),
+            pytest.param({"when": "x" * 2049}, id="an expression that is too long"),
+            pytest.param({"question": "x" * 513}, id="a question that is too long"),
+            pytest.param({"timeout": 0}, id="no time"),
+            pytest.param({"timeout": timedelta(seconds=-1)}, id="time before now"),
+            pytest.param({"on_timeout": "reject"}, id="another word"),
+        ],
+    )
+    def test_says_what_is_wrong(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Approval(**wrong)
+
+    def test_is_an_approval_and_nothing_else(self) -> None:
+        with pytest.raises(TypeError, match=r"it has to be an Approval"):
+            tool(approval="args.amount > 100")(lambda: None)  # type: ignore[call-overload]

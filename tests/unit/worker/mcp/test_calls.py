@@ -25,7 +25,9 @@ async def test_a_tool_is_listed_and_called(settings: McpServerSettings, reach: R
     servers = reach(settings)
     tools = {tool.name: tool for tool in await servers.list_tools("everything")}
     schema = tools["add"].schema
-    assert tools["add"] == McpTool(name="add", description="Add two numbers.", schema=schema, once=False)
+    assert tools["add"] == McpTool(
+        "add", "Add two numbers.", schema, once=False, read_only=True, destructive=False, idempotent=True
+    )
     assert schema["required"] == ["a", "b"]
     assert await call(servers, "add", a=1, b=2) == ToolOutcome(output="3")
 
@@ -34,6 +36,15 @@ async def test_only_a_tool_that_says_so_may_be_called_again(reach: Reach) -> Non
     tools = await reach(stdio()).list_tools("everything")
     once = {tool.name: tool.once for tool in tools if tool.name in ("add", "put", "fail", "seen")}
     assert once == {"add": False, "put": False, "fail": True, "seen": True}
+
+
+async def test_what_a_server_does_not_claim_counts_against_the_tool(reach: Reach) -> None:
+    tools = {tool.name: tool for tool in await reach(stdio()).list_tools("everything")}
+    claims = {
+        name: (tools[name].read_only, tools[name].destructive, tools[name].idempotent)
+        for name in ("add", "put", "seen")
+    }
+    assert claims == {"add": (True, False, True), "put": (False, True, True), "seen": (False, True, False)}
 
 
 async def test_an_error_of_the_tool_is_an_outcome(settings: McpServerSettings, reach: Reach) -> None:

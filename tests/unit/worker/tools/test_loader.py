@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from dalang import InstructionsFunction, ToolFunction
+from dalang_api import cel
 from dalang_api.contract import Catalogue, ImportFailure
 from dalang_worker.tools.loader import load_tools
 
@@ -98,3 +99,16 @@ def test_instructions_are_in_the_catalogue_by_name(
         "@instructions\nasync def brief() -> str:\n    return 'Be brief.'\n"
     )
     assert load_tools(["shop_prompts"], folder) == Catalogue(tools=[], failures=[], instructions=["brief", "polite"])
+
+
+def test_a_policy_that_does_not_compile_is_told_and_the_tool_stays(
+    folder: Path, registry: dict[str, ToolFunction]
+) -> None:
+    cel.check("true")  # a library in C++, which `folder` must not make forgotten
+    policy = "@tool(approval=Approval(when='args.amount >'))"
+    source = FINE.replace("@tool", policy).replace("import tool", "import Approval, tool")
+    (folder / "shop_when.py").write_text(source)
+    catalogue = load_tools(["shop_when"], folder)
+    (failure,) = catalogue.failures
+    assert (failure.module, [tool.name for tool in catalogue.tools]) == ("shop_when", ["refund"])
+    assert failure.error.startswith("tool refund: approval.when: 1:14: Syntax error")

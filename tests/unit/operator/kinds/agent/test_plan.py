@@ -297,3 +297,25 @@ def test_the_written_status_is_a_fixpoint(spec: dict[str, Any]) -> None:
     first = plan(given)
     later = replace(given, agent={**given.agent, "status": first.status}, now=NOW + timedelta(days=1))
     assert plan(later) == Plan(first.status, first.requeue_after)
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        pytest.param({"tools": [{**TOOLS[1], "approval": {"when": "args. >"}}]}, "tools[pay].approval", id="of a tool"),
+        pytest.param({"output": {"approval": {"when": "output >"}}}, "output.approval", id="of the answer"),
+    ],
+)
+def test_an_approval_that_does_not_compile_is_named(spec: Json, field: str) -> None:
+    [ready] = plan(observed(spec, model(), known_pool("weather", "shop.pay"))).status["conditions"]
+    assert (ready["status"], ready["reason"]) == ("False", "InvalidSpec")
+    assert ready["message"].startswith(f"{field}.when does not compile: ")
+
+
+def test_approvals_that_compile_are_fine() -> None:
+    spec = {
+        "tools": [{**TOOLS[1], "approval": {"when": "args.amount > 100"}}, {**TOOLS[0], "approval": {}}],
+        "output": {"approval": {"when": "output.confidence < 0.95"}},
+    }
+    [ready] = plan(observed(spec, model(), known_pool("weather", "shop.pay"))).status["conditions"]
+    assert ready["status"] == "True"

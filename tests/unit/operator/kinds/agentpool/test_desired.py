@@ -244,3 +244,16 @@ def test_the_build_changes_with_all_that_decides_the_tools_and_with_nothing_else
     assert build_of(pool(retrievers=[{"name": "a"}]), None, WORKER) != base
     assert build_of(pool(mcpServers=[], retrievers=[]), None, WORKER) == base
     assert build_of(pool(), make_tools_copy(pool(), [config_map(a__py="1")]), WORKER) != base
+
+
+def test_approvals_are_told_to_the_worker_and_make_another_build() -> None:
+    floors = [{"tools": ["process_*"], "when": "args.amount > 100", "timeout": "1m"}, {"tools": ["pay"]}]
+    owner = pool(approvals=floors)
+    made = make_deployment(owner, WORKER, build="b1", tools_copy=None, credentials=Credentials())
+    [text] = [each["value"] for each in pod_of(made)["containers"][0]["env"] if each["name"] == "DALANG_APPROVALS"]
+    assert json.loads(text) == [
+        {"when": "args.amount > 100", "timeout_seconds": 60.0, "on_timeout": "Reject", "tools": ["process_*"]},
+        {"on_timeout": "Reject", "tools": ["pay"]},
+    ]
+    assert build_of(owner, None, WORKER) != build_of(pool(), None, WORKER)
+    assert capabilities_size(pool(approvals=[{"tools": ["pay"], "when": "x" * 2000}] * 32)) > 32 * 2000

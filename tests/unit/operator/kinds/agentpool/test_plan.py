@@ -326,3 +326,13 @@ def test_the_written_status_is_a_fixpoint() -> None:
     assert given.pool is not None
     later = replace(given, pool={**given.pool, "status": write.status}, now=NOW + timedelta(hours=1))
     assert plan(later).actions == (write,)
+
+
+def test_approvals_that_do_not_compile_are_said_and_the_workers_keep_those_there_were() -> None:
+    owner = {**known(), "spec": {"approvals": [{"tools": ["*"]}, {"tools": ["pay"], "when": "args.amount >"}]}}
+    steps = plan(observed(owner, deployment=deployment(known(), replicas=1, ready=1)))
+    [write] = steps.actions
+    assert isinstance(write, WriteStatus)
+    [ready] = write.status["conditions"]
+    assert (ready["status"], ready["reason"]) == ("False", "InvalidSpec")
+    assert ready["message"].startswith("approvals[1].when does not compile: ")

@@ -13,7 +13,7 @@ from dalang_operator.kube.errors import AlreadyExists, Forbidden, NotFound
 from dalang_operator.kube.resources import Json, ObjectKey, Resource, key_of
 from dalang_operator.runtime.cache import Cache
 
-from tests.build import INSTALLATION, NOW, agent, config_map, model, pool
+from tests.build import INSTALLATION, NOW, agent, awaiting_run, config_map, model, pool
 
 KEY = ObjectKey("shop", "default")
 WORKER = WorkerSettings(INSTALLATION, "dalang:1", "temporal:7233", "default", False, "info", "text")
@@ -220,3 +220,26 @@ async def test_the_workers_get_what_models_servers_and_retrievers_of_the_pool_ne
     deployment = world.kube.objects[("deployments", "dalang-default")]
     secrets = {"openai", "embeddings", "header", "bearer", "env", "qdrant"}
     assert mounted_credentials(deployment) == Credentials(frozenset(secrets), frozenset({"anthropic"}))
+
+
+async def test_runs_that_await_approval_keep_no_worker_until_they_are_told_something() -> None:
+    world = World()
+    world.cache.runs.put(awaiting_run("r1", "r1-a"))
+    world.queues.opened = 1
+    await world.reconcile()
+    world.now += timedelta(minutes=11)
+    assert ("scale", "dalang-default") in await world.reconcile()
+    deployments = world.kube.objects[("deployments", "dalang-default")]
+    assert deployments["spec"]["replicas"] == 0
+    world.cache.note_awake(ObjectKey("shop", "r1"), awaiting_run("r1", "r1-a"))
+    assert ("scale", "dalang-default") in await world.reconcile()
+    assert world.kube.objects[("deployments", "dalang-default")]["spec"]["replicas"] == 1
+
+
+async def test_any_other_open_workflow_keeps_the_last_worker() -> None:
+    world = World()
+    world.cache.runs.put(awaiting_run("r1", "r1-a"))
+    world.queues.opened = 2
+    await world.reconcile()
+    world.now += timedelta(minutes=11)
+    assert ("scale", "dalang-default") not in await world.reconcile()

@@ -20,7 +20,9 @@ from dalang_operator.kinds.agentrun.plan import (
     WakePool,
     WriteStatus,
     needs_look,
+    needs_waited,
     plan,
+    time_waited,
 )
 from dalang_operator.kinds.reach import find_reach
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
@@ -32,7 +34,9 @@ from tests.build import (
     LONG_AGO,
     NOW,
     agent,
+    approval,
     at,
+    awaiting_run,
     config_map,
     finished_run,
     known,
@@ -224,6 +228,27 @@ def chain(count: int) -> list[Json]:
             observed(started_run(seq=1, limits={"timeout": "10m"}), has_worker=False),
             [STOP_WITHOUT_WORKER, ("status", "Failed", "Timeout", "Timeout", True)],
             id="without a worker nobody else sees its timeout pass",
+        ),
+        pytest.param(
+            observed(started_run(seq=1, limits={"timeout": "10m"}), has_worker=False, waited=timedelta(hours=1)),
+            [],
+            id="the time that humans took does not count",
+        ),
+        pytest.param(
+            observed(awaiting_run(limits={"timeout": "10m"}), has_worker=False),
+            [],
+            id="while it awaits approval it needs no worker, and its clock stands still",
+        ),
+        pytest.param(
+            observed(awaiting_run(limits={"timeout": "10m"}), problem="it raises"),
+            [("status", "AwaitingApproval", "Running", "WorkflowTaskFailing", False)],
+            id="so it does where the workflow's code fails",
+        ),
+        pytest.param(observed(awaiting_run(cancel=True), has_worker=False), [CANCEL, WAKE], id="it can be cancelled"),
+        pytest.param(
+            observed(awaiting_run(cancel=True), has_worker=False, cancel_sent=NOW - timedelta(minutes=1)),
+            [STOP_WITHOUT_WORKER, ("status", "Cancelled", "Cancelled", "Cancelled", True)],
+            id="even if no worker comes for it",
         ),
         pytest.param(
             observed(started_run(limits={"timeout": "10m"})),
@@ -424,3 +449,50 @@ def test_a_run_that_has_a_worker_again_no_longer_says_otherwise() -> None:
     [running] = plan(observed(obj)).actions
     assert summary(running) == ("status", "Running", "Running", None, False)
     assert plan(observed(obj | {"status": running.status})).actions == ()  # type: ignore[union-attr]
+
+
+def has_asked(**spec: Any) -> Json:
+    obj = started_run(seq=3, **spec)
+    obj["status"]["approvals"] = [{"name": "r1-a", "decision": "Approve"}]
+    return obj
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        pytest.param(observed(has_asked(limits={"timeout": "10m"}), has_worker=False), True, id="it seems out of time"),
+        pytest.param(observed(has_asked(limits={"timeout": "10m"}), problem="x"), True, id="so with failing code"),
+        pytest.param(observed(has_asked(limits={"timeout": "10m"})), False, id="its workflow sees to its timeout"),
+        pytest.param(observed(has_asked(limits={"timeout": "2h"}), has_worker=False), False, id="it has time left"),
+        pytest.param(observed(started_run(limits={"timeout": "10m"}), has_worker=False), False, id="it never asked"),
+        pytest.param(observed(awaiting_run(limits={"timeout": "10m"}), has_worker=False), False, id="its clock stands"),
+    ],
+)
+def test_how_long_humans_took_is_asked_only_where_it_matters(given: Observed, expected: bool) -> None:
+    assert needs_waited(given) is expected
+
+
+def minutes_ago(minutes: int) -> str:
+    return at(timedelta(minutes=-minutes))
+
+
+def asked(begin: int, end: int | None) -> Json:
+    """An approval that was asked so many minutes ago, and settled, or is still open."""
+    settled = {"type": "Ready", "status": "True", "lastTransitionTime": minutes_ago(end or 0)}
+    status = {"state": "Applied", "conditions": [settled]} if end is not None else {"state": "Pending"}
+    return approval(requestedAt=minutes_ago(begin), status=status)
+
+
+@pytest.mark.parametrize(
+    ("approvals", "minutes"),
+    [
+        pytest.param([], 0, id="none"),
+        pytest.param([asked(50, 40)], 10, id="one"),
+        pytest.param([asked(30, 20), asked(50, 40)], 20, id="one after the other"),
+        pytest.param([asked(50, 30), asked(40, 20)], 30, id="two that overlap"),
+        pytest.param([asked(50, 20), asked(40, 30)], 30, id="one within another"),
+        pytest.param([asked(50, 40), asked(10, None)], 20, id="one that is still open"),
+    ],
+)
+def test_how_long_humans_took(approvals: list[Json], minutes: int) -> None:
+    assert time_waited(approvals, NOW) == timedelta(minutes=minutes)

@@ -1,6 +1,6 @@
 """The AgentRun's reconcile against a small cluster and a small Temporal, both in memory."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from dalang_operator.kube.resources import CONFIG_MAPS, Json, ObjectKey, Resourc
 from dalang_operator.runtime.cache import Cache
 from dalang_operator.temporal.errors import TemporalUnavailable, WorkflowNotFound
 
-from tests.build import INSTALLATION, NOW, agent, config_map, model, pool, run, started_run
+from tests.build import INSTALLATION, NOW, agent, approval, config_map, model, pool, run, started_run
 
 KEY = ObjectKey("shop", "r1")
 ID = f"{INSTALLATION}.shop.r1.uid-r1"
@@ -27,6 +27,7 @@ class FakeKube:
 
     runs: dict[ObjectKey, Json] = field(default_factory=dict)
     config_maps: dict[ObjectKey, Json] = field(default_factory=dict)
+    approvals: list[Json] = field(default_factory=list)
     writes: list[tuple[str, Any]] = field(default_factory=list)
 
     def add(self, obj: Json) -> Json:
@@ -39,6 +40,12 @@ class FakeKube:
             return objects[ObjectKey(str(namespace), name)]
         except KeyError:
             raise NotFound(f"no {resource.kind} {name}") from None
+
+    async def list_pages(
+        self, resource: Resource, namespace: str | None, *, fields: str = "", labels: str = ""
+    ) -> AsyncIterator[tuple[list[Json], str]]:
+        assert fields == "spec.runRef.name=r1"
+        yield self.approvals, "1"
 
     async def patch(
         self, resource: Resource, namespace: str, name: str, body: Json | list[Json], subresource: str | None = None
@@ -309,3 +316,18 @@ async def test_a_run_starts_when_the_last_agent_in_reach_is_there() -> None:
         ("refunds", "gpu"),
     ]
     assert world.cache.has_live_run(ObjectKey("shop", "gpu"))
+
+
+async def test_a_run_without_worker_is_not_ended_for_the_time_that_a_human_took() -> None:
+    """It was started an hour ago, waited since, and its pool's worker has just been lost."""
+    world = World()
+    asked = started_run(seq=3, limits={"timeout": "10m"})
+    asked["status"]["approvals"] = [{"name": "r1-a", "decision": "Approve"}]
+    asked["status"]["workflow"]["taskQueue"] = f"{INSTALLATION}.shop.default"
+    world.has(asked)
+    world.kube.approvals = [approval()]
+    await world.reconcile()
+    assert world.kube.writes == []
+    world.kube.approvals = [approval(metadata={"ownerReferences": [{"uid": "another", "controller": True}]})]
+    await world.reconcile()
+    assert world.status["phase"] == "Failed"

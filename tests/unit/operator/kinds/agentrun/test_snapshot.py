@@ -222,3 +222,21 @@ def test_each_agent_is_on_the_queue_of_its_own_pool() -> None:
 )
 def test_models(spec: Json, expected: Json) -> None:
     assert model_snapshot(model(**spec)).model_dump(exclude_none=True) == {**GPT, **expected}
+
+
+def test_approvals_stand_in_the_snapshot_with_their_times_in_seconds() -> None:
+    asks = {"when": "args.amount > 100", "question": "Charge?", "timeout": "12h", "onTimeout": "Fail"}
+    start = agent(
+        tools=[{"name": "pay", "function": {}, "approval": asks}, {"name": "ship", "function": {}, "approval": {}}],
+        output={"approval": {"when": "output.confidence < 0.95", "timeout": "90s"}},
+    )
+    made = one_agent(start, model())
+    assert [tool["approval"] for tool in made["tools"]] == [
+        {"when": "args.amount > 100", "question": "Charge?", "timeout_seconds": 43200.0, "on_timeout": "Fail"},
+        {"on_timeout": "Reject"},
+    ]
+    assert made["output_approval"] == {
+        "when": "output.confidence < 0.95",
+        "timeout_seconds": 90.0,
+        "on_timeout": "Reject",
+    }

@@ -5,11 +5,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from dalang_api.contract import AgentVersion, RecentMessage, RunReport
+from dalang_api.contract import AgentVersion, ApprovalEnd, ApprovalRequest, RecentMessage, RunReport
 from dalang_api.v1alpha1.agentrun import AgentRunStatus
-from dalang_operator.kinds.agentrun.status import STATUS_MAX_BYTES, run_status, running_status
+from dalang_api.v1alpha1.conditions import Phase, Reason
+from dalang_operator.kinds.agentrun.status import STATUS_MAX_BYTES, ended_status, run_status, running_status
 
-from tests.build import LONG_AGO, NOW, at, condition, run, started_run
+from tests.build import LONG_AGO, NOW, at, awaiting_run, condition, run, started_run
 
 HELPER = AgentVersion(name="helper", uid="uid-helper", generation=3, pool="default")
 
@@ -201,3 +202,94 @@ def test_a_time_that_was_the_schemas_default_is_replaced() -> None:
         run(), workflow_id="wf", run_id="r", task_queue="q", agents=[HELPER], now=NOW + timedelta(1)
     )
     assert {found["lastTransitionTime"] for found in status["conditions"]} == {at(timedelta(1))}
+
+
+def request(name: str = "r1-a", **fields: Any) -> ApprovalRequest:
+    defaults: dict[str, Any] = {
+        "subject": "ToolCall",
+        "agent": "helper",
+        "tool": "pay",
+        "question": "Charge?",
+        "arguments": '{"amount":120}',
+        "digest": "sha256:0",
+        "requested_at": at(),
+    }
+    return ApprovalRequest(name=name, **{**defaults, **fields})
+
+
+def awaiting(**fields: Any) -> RunReport:
+    defaults = {"phase": "AwaitingApproval", "reason": "AwaitingApproval", "finished_at": None, "output": None}
+    return report(**{**defaults, **fields})
+
+
+def test_a_run_that_awaits_approval_says_for_what() -> None:
+    status = run_status(awaiting(pending_approvals=[request(expires_at=at())]), started_run(), "wf", NOW)
+    assert status["phase"] == "AwaitingApproval"
+    assert "finishedAt" not in status
+    assert [(found["type"], found["status"], found["reason"]) for found in status["conditions"]] == [
+        ("Ready", "False", "AwaitingApproval"),
+        ("Succeeded", "Unknown", "AwaitingApproval"),
+    ]
+    assert status["pendingApprovals"] == [
+        {
+            "name": "r1-a",
+            "agent": "helper",
+            "tool": "pay",
+            "question": "Charge?",
+            "preview": '{"amount":120}',
+            "expiresAt": at(),
+        }
+    ]
+    AgentRunStatus.model_validate(status)
+
+
+def test_what_was_decided_stays_to_the_end_and_what_was_pending_does_not() -> None:
+    ends = [
+        ApprovalEnd(name="r1-a", tool="pay", state="Applied", decision="Reject", decided_by="ada"),
+        ApprovalEnd(name="r1-b", state="Expired"),
+        ApprovalEnd(name="r1-c", tool="pay", state="Superseded", decided_by="ada"),
+    ]
+    status = run_status(report(ended_approvals=ends, pending_approvals=[request()]), started_run(), "wf", NOW)
+    assert status["approvals"] == [
+        {"name": "r1-a", "decision": "Reject", "tool": "pay", "decidedBy": "ada"},
+        {"name": "r1-b", "decision": "Expired"},
+        {"name": "r1-c", "decision": "Superseded", "tool": "pay"},
+    ]
+    assert "pendingApprovals" not in status
+    AgentRunStatus.model_validate(status)
+
+
+def test_sixteen_of_each_and_a_preview_of_256_bytes() -> None:
+    asked = [request(f"r1-{number}", arguments="語" * 100) for number in range(20)]
+    ends = [ApprovalEnd(name=f"r1-{number}", state="Expired") for number in (*range(20), 3)]
+    status = run_status(awaiting(pending_approvals=asked, ended_approvals=ends), started_run(), "wf", NOW)
+    assert [pending["name"] for pending in status["pendingApprovals"]] == [f"r1-{number}" for number in range(16)]
+    assert [decided["name"] for decided in status["approvals"]] == [f"r1-{number}" for number in range(4, 20)]
+    preview = status["pendingApprovals"][0]["preview"]
+    assert preview == "語" * 84 + "…"
+    assert len(preview.encode()) <= 256
+
+
+def test_a_status_that_is_too_large_still_names_all_that_is_pending() -> None:
+    asked = [request(f"{'r' * 63}-{number:010}", question="語" * 512, arguments="x" * 999) for number in range(16)]
+    ends = [ApprovalEnd(name=f"{'r' * 63}-{number:010}", state="Expired") for number in range(16)]
+    given = fullest(
+        phase="AwaitingApproval",
+        finished_at=None,
+        message="done",
+        pending_approvals=asked,
+        ended_approvals=ends,
+        retrieval_failure=None,
+        tools_failure=None,
+    )
+    status = run_status(given, run(), "w" * 256, NOW)
+    assert len(json.dumps(status, ensure_ascii=False, separators=(",", ":")).encode()) <= STATUS_MAX_BYTES
+    assert [pending["name"] for pending in status["pendingApprovals"]] == [each.name for each in asked]
+    assert len(status["agents"]) == 64
+    AgentRunStatus.model_validate(status)
+
+
+def test_a_run_that_the_controller_ends_waits_for_nobody() -> None:
+    status = ended_status(awaiting_run("r1", "r1-a"), Phase.FAILED, Reason.TERMINATED, "by hand", NOW)
+    assert (status["phase"], status["finishedAt"]) == ("Failed", at())
+    assert "pendingApprovals" not in status

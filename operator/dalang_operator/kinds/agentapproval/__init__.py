@@ -1,0 +1,1 @@
+"""AgentApproval: one tool call, or one answer, that waits for a human."""

@@ -1,0 +1,216 @@
+"""What a report says of approvals becomes AgentApprovals: asked ones are created, ended ones told what came of them.
+
+All of it may be done twice, since the activity is retried after any write. An object of the name that is not exactly this
+request by exactly this run is never adopted: it may be an earlier run's, about to be collected, or a stranger's, put
+there to be approved in place of ours.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from dalang_api.contract import ApprovalEnd, ApprovalRequest, RunReport, WorkflowTarget
+from dalang_api.v1alpha1.conditions import Reason
+
+from dalang_operator.kinds.agentapproval.plan import SETTLED, settled_status, state_of
+from dalang_operator.kube.client import KubeClient
+from dalang_operator.kube.errors import AlreadyExists, Conflict, NotFound
+from dalang_operator.kube.events import tell_event
+from dalang_operator.kube.resources import AGENT_APPROVALS, AGENT_RUNS, Json, ObjectKey, controller_uid, uid_of
+from dalang_operator.kube.status import write_status
+from dalang_operator.reporter.local import LocalRuns
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 8
+"""Objects of one report that are created at the same time; its attempt ends after 10 s."""
+ATTEMPTS = 5
+_REMEMBERED = 8192
+_DECISION = frozenset({"decision", "reason", "override", "decidedBy"})
+RUN_LABEL = "dalang.dev/run"
+
+
+class Remembered:
+    """The last few thousand objects of which something is known, by uid or key."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, None] = OrderedDict()
+
+    def __contains__(self, one: str) -> bool:
+        return one in self._known
+
+    def add(self, one: str) -> None:
+        """Remember one, and forget the oldest."""
+        self._known[one] = None
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+
+@dataclass(frozen=True)
+class ApprovalWriter:
+    """Writes what reports say of approvals."""
+
+    kube: KubeClient
+    local: LocalRuns
+    now: Callable[[], datetime]
+    verified: Remembered = field(default_factory=Remembered)
+    """Uids of approvals that are as they were asked for: a request is immutable, so one look is enough."""
+    settled: Remembered = field(default_factory=Remembered)
+    """Keys of approvals that say what came of them: each report tells of the last few again. A name is never used for a
+    second question: it is made of the run's uid and the place of what is asked."""
+
+    async def write(self, report: RunReport, target: WorkflowTarget, workflow_id: str) -> dict[str, str] | None:
+        """Do what the report asks for; returns the uids of the pending AgentApprovals by name, None if there are none.
+
+        Raises:
+            ApiError: The API server refused or did not answer, or a name is taken; the report is to be tried again.
+        """
+        for end in report.ended_approvals or ():
+            await self._settle(end, target)
+        if not report.pending_approvals:
+            return None
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def ask(request: ApprovalRequest) -> tuple[str, str]:
+            async with slots:
+                return request.name, await self._ask(request, target, workflow_id)
+
+        return dict(await asyncio.gather(*map(ask, report.pending_approvals)))
+
+    async def _ask(self, request: ApprovalRequest, target: WorkflowTarget, workflow_id: str) -> str:
+        """Return the uid of the AgentApproval of a request, which is created where there is none."""
+        key = ObjectKey(target.namespace, request.name)
+        cached = self.local.cached_approval(key)
+        if cached is not None and uid_of(cached) in self.verified and not cached["metadata"].get("deletionTimestamp"):
+            return uid_of(cached)
+        body = make_approval(request, target, workflow_id)
+        try:
+            created = await self.kube.create(AGENT_APPROVALS, key.namespace, body)
+        except AlreadyExists:
+            return await self._adopt(key, body)
+        self.verified.add(uid_of(created))
+        await self._tell(request, target, uid_of(created))
+        return uid_of(created)
+
+    async def _adopt(self, key: ObjectKey, body: Json) -> str:
+        """Return the uid of the object there is, if it is what an earlier attempt of this report created."""
+        found = await self.kube.get(AGENT_APPROVALS, key.namespace, key.name)
+        if not is_same_request(found, body):
+            raise Conflict(f"AgentApproval {key} is not this run's request: nobody is asked until it is gone")
+        self.verified.add(uid_of(found))
+        return uid_of(found)
+
+    async def _tell(self, request: ApprovalRequest, target: WorkflowTarget, uid: str) -> None:
+        run = {
+            "apiVersion": AGENT_RUNS.api_version,
+            "kind": AGENT_RUNS.kind,
+            "metadata": {"namespace": target.namespace, "name": target.name, "uid": target.suffix},
+        }
+        patch = '{"spec":{"decision":"Approve"}}'
+        command = f"kubectl patch agentapproval {request.name} -n {target.namespace} --type merge -p '{patch}'"
+        await tell_event(
+            self.kube,
+            run,
+            name=f"{request.name}.{uid[:8]}",
+            kind="Normal",
+            reason=Reason.AWAITING_APPROVAL,
+            action="Ask",
+            note=f"{request.question} Decide with: {command}",
+            now=self.now(),
+        )
+
+    async def _settle(self, end: ApprovalEnd, target: WorkflowTarget) -> None:
+        """Write what has become of an approval, unless it says so, is gone, or is another by now."""
+        key = ObjectKey(target.namespace, end.name)
+        if str(key) in self.settled:
+            return
+        approval = self.local.cached_approval(key)
+        for attempt in range(ATTEMPTS):
+            try:
+                if attempt or approval is None:
+                    approval = await self.kube.get(AGENT_APPROVALS, key.namespace, key.name)
+                if controller_uid(approval) != target.suffix or end.uid not in {None, uid_of(approval)}:
+                    return
+                if state_of(approval) not in SETTLED:
+                    status = settled_status(approval, end, self.now())
+                    await write_status(self.kube, AGENT_APPROVALS, approval, status, "reporter")
+                    self._log(end, key, target)
+            except Conflict:
+                continue
+            except NotFound:
+                pass
+            self.settled.add(str(key))
+            return
+        raise Conflict(f"AgentApproval {key} changed under {ATTEMPTS} attempts")
+
+    def _log(self, end: ApprovalEnd, key: ObjectKey, target: WorkflowTarget) -> None:
+        decision = end.decision or end.state
+        logger.info(
+            "AgentApproval %s: %s %s by %s",
+            key,
+            end.state,
+            decision,
+            end.decided_by or "nobody",
+            extra={
+                "namespace": target.namespace,
+                "run": target.name,
+                "approval": end.name,
+                "tool": end.tool,
+                "decision": decision,
+                "decided_by": end.decided_by,
+            },
+        )
+
+
+def make_approval(request: ApprovalRequest, target: WorkflowTarget, workflow_id: str) -> Json:
+    """Return the AgentApproval of a request, undecided."""
+    spec: Json = {
+        "subject": request.subject,
+        "runRef": {"name": target.name},
+        "workflowId": workflow_id,
+        "agent": request.agent,
+        "tool": request.tool,
+        "question": request.question,
+        "arguments": request.arguments,
+        "digest": request.digest,
+        "requestedAt": request.requested_at,
+        "expiresAt": request.expires_at,
+    }
+    owner = {
+        "apiVersion": AGENT_RUNS.api_version,
+        "kind": AGENT_RUNS.kind,
+        "name": target.name,
+        "uid": target.suffix,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+    labels = {
+        RUN_LABEL: target.name,
+        "app.kubernetes.io/part-of": "dalang",
+        "app.kubernetes.io/managed-by": "dalang",
+    }
+    return {
+        "apiVersion": AGENT_APPROVALS.api_version,
+        "kind": AGENT_APPROVALS.kind,
+        "metadata": {
+            "name": request.name,
+            "namespace": target.namespace,
+            "labels": labels,
+            "ownerReferences": [owner],
+        },
+        "spec": {name: value for name, value in spec.items() if value is not None},
+    }
+
+
+def is_same_request(found: Json, wanted: Json) -> bool:
+    """Return whether an object is what we would create, decided or not."""
+    request = {name: value for name, value in found["spec"].items() if name not in _DECISION}
+    [owner] = wanted["metadata"]["ownerReferences"]
+    return (
+        controller_uid(found) == owner["uid"]
+        and request == wanted["spec"]
+        and not found["metadata"].get("deletionTimestamp")
+    )

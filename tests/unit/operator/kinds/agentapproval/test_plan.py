@@ -1,0 +1,297 @@
+"""What is done about an AgentApproval in every state it and its run can be in."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from dalang_api.contract import ApprovalEnd, Decision
+from dalang_api.v1alpha1.conditions import ConditionType
+from dalang_operator.kinds.agentapproval.plan import (
+    Action,
+    AskAgain,
+    DeleteApproval,
+    Observed,
+    Plan,
+    Proof,
+    Settings,
+    SignalDecision,
+    WakeRun,
+    WriteStatus,
+    needs_proof,
+    plan,
+    settled_status,
+    undelivered_status,
+)
+from dalang_operator.kube.resources import Json, ObjectKey
+from dalang_operator.kube.status import find_condition
+
+from tests.build import INSTALLATION, NOW, approval, at, awaiting_run, finished_run, started_run
+
+ID = f"{INSTALLATION}.shop.r1.uid-r1"
+OLD = NOW - timedelta(days=1)
+PROVEN = Proof(None, OLD)
+MISSING = Proof("the policy is missing. Install it: dalang admission-policies", None)
+WAITS = awaiting_run("r1", "r1-a")
+WAKE = ("wake", "default")
+ASK = ("ask again", ID)
+SIGNAL = ("signal", "Approve")
+RUN_ENDED = ("status", "Expired", "RunEnded")
+DELIVERED = ("status", "Delivered", "Delivered")
+
+
+def approved(**more: Any) -> Json:
+    return approval(decision="Approve", decidedBy="ada", **more)
+
+
+def delivered(**more: Any) -> Json:
+    return approved(status={"state": "Delivered", "conditions": []}, **more)
+
+
+def owned_by(uid: str) -> Json:
+    return {"ownerReferences": [{"kind": "AgentRun", "name": "r1", "uid": uid, "controller": True}]}
+
+
+def observed(obj: Json | None, its_run: Json | None = WAITS, **facts: Any) -> Observed:
+    return Observed(
+        key=ObjectKey("shop", "r1-a"),
+        settings=Settings(INSTALLATION, needs_proof=True),
+        now=NOW,
+        approval=obj,
+        run=its_run,
+        **{"proof": PROVEN, **facts},
+    )
+
+
+def summary(action: Action) -> Any:
+    match action:
+        case SignalDecision(_, decision):
+            return ("signal", decision.decision)
+        case AskAgain(workflow_id):
+            return ("ask again", workflow_id)
+        case WakeRun(pools):
+            return ("wake", ",".join(pool.name for pool in pools))
+        case WriteStatus(status):
+            [ready] = [each for each in status["conditions"] if each["type"] == "Ready"]
+            return ("status", status["state"], ready["reason"])
+        case DeleteApproval(uid):
+            return ("delete", uid)
+
+
+def listed(count: int) -> Json:
+    return awaiting_run("r1", *(f"r1-{number}" for number in range(count)))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        pytest.param(observed(approval()), [], id="undecided: nothing"),
+        pytest.param(observed(approval(expiresAt=at(timedelta(hours=1)))), [], id="not expired: nothing"),
+        pytest.param(observed(approval(expiresAt=at())), [WAKE], id="expired: a worker is needed for the time-out"),
+        pytest.param(
+            observed(approval(expiresAt=at()), started_run()), [], id="expired, and the run has gone on already"
+        ),
+        pytest.param(
+            observed(approved()), [SIGNAL, WAKE, DELIVERED], id="decided: signal, wake, status, in this order"
+        ),
+        pytest.param(
+            observed(approved(), started_run()),
+            [SIGNAL, WAKE, DELIVERED],
+            id="decided before the run says that it waits",
+        ),
+        pytest.param(observed(approved(), proof=MISSING), [("status", "Pending", "PolicyMissing")], id="no policy"),
+        pytest.param(
+            observed(approved(), proof=Proof(None, NOW)),
+            [("delete", "uid-r1-a")],
+            id="a policy younger than the approval",
+        ),
+        pytest.param(
+            observed(approved(), proof=Proof(None, NOW - timedelta(hours=1, seconds=2))),
+            [("delete", "uid-r1-a")],
+            id="a policy too little older to have been enforced for certain",
+        ),
+        pytest.param(
+            observed(approved(), proof=Proof(None, NOW - timedelta(hours=1, seconds=3))),
+            [SIGNAL, WAKE, DELIVERED],
+            id="a policy old enough",
+        ),
+        pytest.param(
+            observed(approved(workflowId=f"{INSTALLATION}.shop.r2.uid-r2")),
+            [("status", "Pending", "InvalidSpec")],
+            id="it names another run's workflow",
+        ),
+        pytest.param(
+            observed(approved(workflowId="other.shop.r1.uid-r1"), proof=MISSING),
+            [("status", "Pending", "InvalidSpec")],
+            id="another installation's, which is said first",
+        ),
+        pytest.param(
+            observed(approved(workflowId=f"{INSTALLATION}.bank.r1.uid-r1")),
+            [("status", "Pending", "InvalidSpec")],
+            id="another namespace's",
+        ),
+        pytest.param(
+            observed(approved(metadata={"ownerReferences": []})),
+            [("status", "Pending", "InvalidSpec")],
+            id="no run owns it",
+        ),
+        pytest.param(
+            observed(approved(workflowId=f"{INSTALLATION}.shop.r1.uid-old", metadata=owned_by("uid-old"))),
+            [],
+            id="of an earlier run of the name: left to the garbage collector",
+        ),
+        pytest.param(observed(approval(), None), [], id="its run is gone"),
+        pytest.param(observed(approved(), finished_run()), [RUN_ENDED], id="decided, and its run has ended"),
+        pytest.param(observed(approval(), finished_run()), [RUN_ENDED], id="undecided, and its run has ended"),
+        pytest.param(observed(approved(), has_no_workflow=True), [RUN_ENDED], id="Temporal has no workflow of the run"),
+        pytest.param(
+            observed(approved(), awaiting_run("r1", "r1-a", metadata={"deletionTimestamp": at()})),
+            [],
+            id="its run is being deleted",
+        ),
+        pytest.param(observed(delivered()), [WAKE], id="delivered, and the run still says that it waits"),
+        pytest.param(
+            observed(delivered(), awaiting_run("r1", "r1-b")), [], id="delivered, and the run waits for others"
+        ),
+        pytest.param(
+            observed(delivered(), listed(16)), [WAKE], id="delivered, and the run waits for more than it lists"
+        ),
+        pytest.param(observed(delivered(), finished_run()), [RUN_ENDED], id="delivered, and the run ended without it"),
+        *(
+            pytest.param(observed(approved(status={"state": state}), None), [], id=f"{state} is final")
+            for state in ("Applied", "Expired", "Superseded")
+        ),
+        pytest.param(observed(approved(metadata={"deletionTimestamp": at()})), [], id="it is being deleted"),
+        pytest.param(observed(None), [ASK, WAKE], id="deleted while the run waits for it"),
+        pytest.param(observed(None, None), [], id="deleted with its run"),
+        pytest.param(observed(None, finished_run()), [], id="deleted after its run ended"),
+        pytest.param(observed(None, awaiting_run("r1", "r1-b")), [], id="deleted, and the run does not wait for it"),
+        pytest.param(observed(None, listed(16)), [ASK, WAKE], id="deleted, and the run may wait for it"),
+        pytest.param(
+            observed(None, awaiting_run("r1", "r1-a", cancel=True)), [], id="deleted, and the run is being cancelled"
+        ),
+        pytest.param(
+            observed(None, awaiting_run("r1", "r1-a", metadata={"deletionTimestamp": at()})),
+            [],
+            id="deleted, and the run is being deleted",
+        ),
+        pytest.param(
+            observed(None, asked_again=NOW - timedelta(seconds=59)), [WAKE], id="deleted, and the run was told just now"
+        ),
+        pytest.param(
+            observed(None, asked_again=NOW - timedelta(seconds=60)), [ASK, WAKE], id="told a minute ago: told again"
+        ),
+    ],
+)
+def test_what_is_done(given: Observed, expected: list[Any]) -> None:
+    steps = plan(given)
+    assert [summary(action) for action in steps.actions] == expected
+    assert plan(given) == steps
+
+
+def test_without_proof_required_nobody_looks_for_policies() -> None:
+    off = Settings(INSTALLATION, needs_proof=False)
+    given = replace(observed(approved(), proof=None), settings=off)
+    assert not needs_proof(off, approved())
+    assert [summary(action) for action in plan(given).actions] == [SIGNAL, WAKE, DELIVERED]
+    assert [each["type"] for each in status_after(given)["conditions"]] == ["Ready"]
+
+
+@pytest.mark.parametrize(
+    ("obj", "expected"),
+    [
+        pytest.param(approved(), True, id="decided and not delivered"),
+        pytest.param(approval(), False, id="undecided"),
+        pytest.param(delivered(), False, id="delivered"),
+        pytest.param(None, False, id="gone"),
+    ],
+)
+def test_policies_are_read_only_to_deliver(obj: Json | None, expected: bool) -> None:
+    assert needs_proof(Settings(INSTALLATION, needs_proof=True), obj) is expected
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        pytest.param(observed(approval()), None, id="without end nothing is due"),
+        pytest.param(observed(approval(expiresAt=at(timedelta(hours=1)))), 3600.0, id="at its expiry"),
+        pytest.param(observed(approved(), proof=MISSING), 10.0, id="nothing watches the policies"),
+        pytest.param(observed(None), 60.0, id="a report that got lost is asked for again"),
+    ],
+)
+def test_when_to_look_again(given: Observed, seconds: float | None) -> None:
+    assert plan(given).requeue_after == seconds
+
+
+def test_the_signal_has_all_of_the_decision() -> None:
+    obj = approved(reason="Known customer", override={"amount": 99})
+    [signal, *_] = plan(observed(obj)).actions
+    decision = Decision(
+        run_uid="uid-r1",
+        name="r1-a",
+        uid="uid-r1-a",
+        digest="sha256:0",
+        decision="Approve",
+        reason="Known customer",
+        override={"amount": 99},
+        decided_by="ada",
+    )
+    assert signal == SignalDecision(ID, decision)
+
+
+def status_after(given: Observed) -> Json:
+    [status] = [action.status for action in plan(given).actions if isinstance(action, WriteStatus)]
+    return status
+
+
+def test_a_delivered_decision_says_when_and_that_it_is_proven() -> None:
+    status = status_after(observed(approved()))
+    assert status["deliveredAt"] == at()
+    assert [(each["type"], each["status"], each["reason"]) for each in status["conditions"]] == [
+        ("Proven", "True", "PolicyFound"),
+        ("Ready", "Unknown", "Delivered"),
+    ]
+
+
+def test_an_unproven_decision_says_which_command_mends_it_and_goes_on_when_it_has_run() -> None:
+    status = status_after(observed(approved(), proof=MISSING))
+    obj = approved(status=status)
+    proven = find_condition(obj, ConditionType.PROVEN)
+    assert proven is not None
+    assert (proven["status"], proven["reason"]) == ("False", "PolicyMissing")
+    assert "dalang admission-policies" in proven["message"]
+    assert status_after(observed(obj, proof=MISSING)) == status, "nothing is written twice"
+    assert status_after(observed(obj))["state"] == "Delivered"
+
+
+def test_temporal_away_is_said() -> None:
+    status = undelivered_status(approved(), "Temporal cannot be reached", NOW)
+    assert status["state"] == "Pending"
+    assert status["conditions"][0]["message"] == (
+        "Approve by ada is not delivered yet and tried again. Temporal cannot be reached"
+    )
+
+
+@pytest.mark.parametrize(
+    ("obj", "state", "expected"),
+    [
+        pytest.param(delivered(), "Applied", ("True", "Applied", "Approve by ada"), id="applied"),
+        pytest.param(approval(), "Applied", ("True", "Applied", "Reject"), id="applied, by what the run says"),
+        pytest.param(approval(), "Expired", ("False", "Expired", "Nobody decided in time"), id="expired"),
+        pytest.param(delivered(), "Expired", ("False", "Expired", "came too late"), id="decided too late"),
+        pytest.param(approval(), "Superseded", ("False", "Superseded", "decide that one"), id="superseded"),
+    ],
+)
+def test_what_the_run_says_of_it(obj: Json, state: Any, expected: tuple[str, str, str]) -> None:
+    status = settled_status(obj, ApprovalEnd(name="r1-a", state=state, decision="Reject"), NOW)
+    [ready] = [each for each in status["conditions"] if each["type"] == "Ready"]
+    assert status["state"] == state
+    assert (ready["status"], ready["reason"]) == expected[:2]
+    assert expected[2] in ready["message"]
+    assert plan(observed(obj | {"status": status})) == Plan()
+
+
+def test_the_proof_is_compared_with_the_objects_own_time() -> None:
+    young = approved(metadata={"creationTimestamp": at(timedelta(seconds=-5))})
+    since = datetime.fromisoformat(at(timedelta(seconds=-9)))
+    assert next(summary(action) for action in plan(observed(young, proof=Proof(None, since))).actions) == SIGNAL

@@ -1,0 +1,369 @@
+"""Asking humans: who is asked about what, what each decision leads to, and the clock that stands still meanwhile."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from dalang_api.contract import (
+    AgentCall,
+    AgentSnapshot,
+    ApprovalNeeded,
+    ApprovalRequest,
+    CallVerdict,
+    Decision,
+    LimitSettings,
+    Message,
+    ModelCall,
+    ModelReply,
+    RunInput,
+    Snapshot,
+    TextPart,
+    ToolCall,
+    ToolCallPart,
+    ToolOutcome,
+    ToolResultPart,
+)
+from dalang_api.v1alpha1.conditions import Reason
+from dalang_worker.conductor.approvals import Pending
+from dalang_worker.conductor.budget import RunFailed
+from dalang_worker.conductor.clock import Clock
+from dalang_worker.conductor.loop import Answer, Question, RunState, converse
+
+USER = Message(role="user", parts=[TextPart(text="Refund order 42.")])
+NEEDED = ApprovalNeeded(question="Refund?", arguments='{"amount":120}', digest="sha256:1")
+
+
+def needed(**more: Any) -> ApprovalNeeded:
+    return NEEDED.model_copy(update=more)
+
+
+def state(*agents: AgentSnapshot, **more: Any) -> RunState:
+    desk = AgentSnapshot(name="desk", uid="u", generation=1, queue="i.shop.desk", model="gpt")
+    snapshot = Snapshot(agents=list(agents) or [desk], models=[])
+    fields = {"max_turns": 20, "timeout_seconds": 60, **more}
+    return RunState(RunInput(agent=snapshot.agents[0].name, messages=[USER], snapshot=snapshot, **fields), "run-uid")
+
+
+def says(text: str, **more: Any) -> ModelReply:
+    return ModelReply(message=Message(role="assistant", parts=[TextPart(text=text)]), **more)
+
+
+def asks(*verdicts: CallVerdict) -> ModelReply:
+    parts = [ToolCallPart(call_id=verdict.call_id, tool="refund", arguments='{"amount": 120}') for verdict in verdicts]
+    return ModelReply(message=Message(role="assistant", parts=list(parts)), calls=list(verdicts))
+
+
+def refund(call_id: str = "1", approval: ApprovalNeeded | None = NEEDED) -> CallVerdict:
+    return CallVerdict(call_id=call_id, function="refund", approval=approval)
+
+
+@dataclass
+class Ports:
+    """Answers from lists; a question is decided as soon as it is asked, by the next decision, or never."""
+
+    run: RunState
+    replies: dict[str, list[ModelReply]]
+    decisions: list[dict[str, Any] | None] = field(default_factory=list)
+    outcomes: list[ToolOutcome] = field(default_factory=list)
+    problems: list[str | None] = field(default_factory=list)
+    asked: list[Question] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+    async def model(self, agent: AgentSnapshot, call: ModelCall, attempts: int) -> ModelReply:
+        await asyncio.sleep(0)
+        return self.replies[agent.name].pop(0)
+
+    async def tool(self, agent: AgentSnapshot, call: ToolCall) -> ToolOutcome:
+        self.tool_calls.append(call)
+        await asyncio.sleep(0)
+        return self.outcomes.pop(0) if self.outcomes else ToolOutcome(output="refunded")
+
+    async def check_answer(self, agent: AgentSnapshot, answer: dict[str, Any]) -> str | None:
+        return self.problems.pop(0) if self.problems else None
+
+    def ask(self, agent: AgentSnapshot, question: Question) -> Pending:
+        self.asked.append(question)
+        request = ApprovalRequest(
+            name=f"approval-{len(self.asked)}",
+            subject="ToolCall" if question.tool else "Output",
+            agent=agent.name,
+            tool=question.tool,
+            question=question.needed.question,
+            arguments=question.needed.arguments,
+            digest=question.needed.digest,
+            requested_at="2026-01-01T00:00:00Z",
+        )
+        pending = self.run.approvals.ask(request)
+        self.run.approvals.learn({request.name: f"uid-{len(self.asked)}"})
+        decision = self.decisions.pop(0) if self.decisions else None
+        if decision is not None:
+            self.run.approvals.decide(made(request, len(self.asked), **decision))
+        return pending
+
+    def history_is_full(self) -> bool:
+        return False
+
+    def turn_done(self) -> None:
+        pass
+
+
+def made(request: ApprovalRequest, number: int, **more: Any) -> Decision:
+    fields = {"run_uid": "run-uid", "name": request.name, "uid": f"uid-{number}", "digest": request.digest, **more}
+    return Decision.model_validate(fields)
+
+
+def told(run: RunState) -> list[tuple[str, bool | None]]:
+    return [
+        (part.output, part.is_error)
+        for message in run.main.thread.messages
+        for part in message.parts
+        if isinstance(part, ToolResultPart)
+    ]
+
+
+def ended(run: RunState) -> list[tuple[str, str | None]]:
+    return [(end.state, end.decision) for end in run.approvals.ended]
+
+
+APPROVE = {"decision": "Approve", "decided_by": "ada"}
+
+
+# ── Tool calls ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_approved_call_is_made_with_the_digest_of_what_was_approved() -> None:
+    run = state()
+    ports = Ports(run, {"desk": [asks(refund()), says("Done.")]}, [APPROVE])
+    assert (await converse(run, run.main, ports)).text == "Done."
+    (call,) = ports.tool_calls
+    assert (call.arguments, call.approved_digest, call.approved_arguments) == ('{"amount": 120}', "sha256:1", None)
+    assert told(run) == [("refunded", None)]
+    (end,) = run.approvals.ended
+    assert (end.state, end.decision, end.decided_by, end.uid) == ("Applied", "Approve", "ada", "uid-1")
+
+
+async def test_a_rejected_call_is_not_made_and_the_model_is_told_why() -> None:
+    run = state()
+    reject = {"decision": "Reject", "reason": "Too much."}
+    ports = Ports(run, {"desk": [asks(refund()), says("Sorry.")]}, [reject])
+    await converse(run, run.main, ports)
+    assert ports.tool_calls == []
+    assert told(run) == [("Not run: a human rejected it. Too much.", True)]
+    assert ended(run) == [("Applied", "Reject")]
+
+
+async def test_changed_arguments_are_used_and_told() -> None:
+    run = state()
+    ports = Ports(run, {"desk": [asks(refund()), says("Done.")]}, [{**APPROVE, "override": {"amount": 20}}])
+    await converse(run, run.main, ports)
+    (call,) = ports.tool_calls
+    assert (call.arguments, call.approved_arguments) == ('{"amount":20}', '{"amount": 120}')
+    assert told(run) == [('[A human approved the call with other arguments: {"amount":20}]\nrefunded', None)]
+
+
+@pytest.mark.parametrize(
+    ("on_timeout", "calls", "output"),
+    [
+        pytest.param("Reject", 0, "Not run: nobody approved it in time.", id="rejected"),
+        pytest.param("Approve", 1, "refunded", id="approved"),
+    ],
+)
+async def test_what_nobody_decides_in_time(on_timeout: str, calls: int, output: str) -> None:
+    run = state()
+    expires = needed(timeout_seconds=0.01, on_timeout=on_timeout)
+    ports = Ports(run, {"desk": [asks(refund(approval=expires)), says("Done.")]})
+    await converse(run, run.main, ports)
+    assert (len(ports.tool_calls), told(run)[0][0], ended(run)) == (calls, output, [("Expired", None)])
+
+
+async def test_what_nobody_decides_in_time_may_fail_the_run() -> None:
+    run = state()
+    expires = needed(timeout_seconds=0.01, on_timeout="Fail")
+    ports = Ports(run, {"desk": [asks(refund(approval=expires))]})
+    with pytest.raises(RunFailed, match="Nobody decided in time: Refund") as failed:
+        await converse(run, run.main, ports)
+    assert failed.value.reason is Reason.APPROVAL_EXPIRED
+
+
+async def test_a_tool_that_has_changed_is_asked_about_anew() -> None:
+    run = state()
+    again = ToolOutcome(output="", ask_again=needed(question="?", digest="sha256:2", timeout_seconds=None))
+    first = needed(timeout_seconds=3600.0, on_timeout="Approve")
+    ports = Ports(run, {"desk": [asks(refund(approval=first)), says("Done.")]}, [APPROVE, APPROVE], [again])
+    await converse(run, run.main, ports)
+    assert [question.place for question in ports.asked] == ["main/1/0/0", "main/1/0/1"]
+    second = ports.asked[1].needed
+    assert (second.question, second.digest, second.timeout_seconds) == ("Refund?", "sha256:2", 3600.0)
+    assert [call.approved_digest for call in ports.tool_calls] == ["sha256:1", "sha256:2"]
+    assert ended(run) == [("Superseded", "Approve"), ("Applied", "Approve")]
+
+
+async def test_two_identical_calls_are_asked_twice_and_answered_in_any_order() -> None:
+    run = state()
+    ports = Ports(run, {"desk": [asks(refund("1"), refund("2")), says("Done.")]})
+    task = asyncio.create_task(converse(run, run.main, ports))
+    while len(ports.asked) < 2:  # noqa: ASYNC110  # two turns of the loop
+        await asyncio.sleep(0)
+    first, second = (pending.request for pending in run.approvals.pending.values())
+    run.approvals.decide(made(second, 2, decision="Reject", reason="Once is enough."))
+    run.approvals.decide(made(first, 1, **APPROVE))
+    await task
+    assert [question.place for question in ports.asked] == ["main/1/0/0", "main/1/1/0"]
+    assert told(run) == [("refunded", None), ("Not run: a human rejected it. Once is enough.", True)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param({"uid": "another"}, id="of an approval made anew"),
+        pytest.param({"digest": "sha256:9"}, id="about something else"),
+        pytest.param({"run_uid": "another"}, id="of another run"),
+        pytest.param({"name": "another"}, id="of another approval"),
+    ],
+)
+async def test_a_decision_that_is_not_of_this_request_changes_nothing(wrong: dict[str, str]) -> None:
+    run = state()
+    ports = Ports(
+        run, {"desk": [asks(refund(approval=needed(timeout_seconds=0.02))), says("Done.")]}, [{**APPROVE, **wrong}]
+    )
+    await converse(run, run.main, ports)
+    assert (ports.tool_calls, ended(run)) == ([], [("Expired", None)])
+
+
+async def test_the_first_of_two_decisions_counts() -> None:
+    run = state()
+    ports = Ports(run, {"desk": [asks(refund()), says("Done.")]})
+    task = asyncio.create_task(converse(run, run.main, ports))
+    while not ports.asked:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    (pending,) = run.approvals.pending.values()
+    run.approvals.decide(made(pending.request, 1, decision="Reject"))
+    run.approvals.decide(made(pending.request, 1, **APPROVE))
+    await task
+    assert ports.tool_calls == []
+
+
+async def test_a_decision_that_comes_before_the_uid_is_known_counts_when_it_is() -> None:
+    run = state()
+    request = ApprovalRequest(
+        name="a", subject="ToolCall", agent="desk", question="?", arguments="{}", digest="sha256:1", requested_at="now"
+    )
+    pending = run.approvals.ask(request)
+    run.approvals.decide(made(request, 1, **APPROVE))
+    assert not pending.decided.done()
+    run.approvals.learn({"a": "uid-1"})
+    assert pending.decided.done()
+
+
+async def test_a_cancel_while_a_human_is_asked_leaves_nothing_pending() -> None:
+    run = state()
+    ports = Ports(run, {"desk": [asks(refund())]})
+    task = asyncio.create_task(converse(run, run.main, ports))
+    while not ports.asked:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (run.approvals.pending, ended(run)) == ({}, [("Expired", None)])
+
+
+async def test_an_agent_called_as_a_tool_may_need_approval_and_be_told_something_else() -> None:
+    desk = AgentSnapshot(name="desk", uid="u", generation=1, queue="i.shop.desk", model="gpt")
+    run = state(desk, desk.model_copy(update={"name": "archive"}))
+    call = CallVerdict(call_id="1", agent=AgentCall(agent="archive", message="All orders."), approval=NEEDED)
+    replies = {"desk": [asks(call), says("Done.")], "archive": [says("One.")]}
+    ports = Ports(run, replies, [{**APPROVE, "override": {"message": "Order 42."}}])
+    await converse(run, run.main, ports)
+    assert run.threads["1.0.archive"].messages[0].text() == "Order 42."
+
+
+# ── Answers ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_answer_that_is_approved_counts() -> None:
+    run = state()
+    ports = Ports(run, {"desk": [says('{"plan":1}', structured_output={"plan": 1}, approval=NEEDED)]}, [APPROVE])
+    assert await converse(run, run.main, ports) == Answer('{"plan":1}', {"plan": 1})
+    assert ports.asked[0].place == "main/1/answer/0"
+
+
+async def test_an_answer_that_is_rejected_is_given_again_within_the_turns() -> None:
+    run = state(max_turns=2)
+    reject = {"decision": "Reject", "reason": "Not on a Friday."}
+    ports = Ports(run, {"desk": [says("Today.", approval=NEEDED), says("Monday.", approval=NEEDED)]}, [reject, APPROVE])
+    assert (await converse(run, run.main, ports)).text == "Monday."
+    said = [message.text() for message in run.main.thread.messages]
+    assert said[2] == "Your answer does not count: a human rejected it. Not on a Friday. Answer again."
+
+
+async def test_a_changed_answer_counts_and_stands_in_the_transcript() -> None:
+    run = state()
+    ports = Ports(run, {"desk": [says("Today.", approval=NEEDED)]}, [{**APPROVE, "override": {"day": "Monday"}}])
+    assert (await converse(run, run.main, ports)).text == '{"day":"Monday"}'
+    assert "approved your answer with changes" in run.main.thread.messages[-1].text()
+
+
+async def test_a_changed_answer_that_does_not_fit_is_asked_about_anew() -> None:
+    desk = AgentSnapshot(name="desk", uid="u", generation=1, queue="q", model="gpt", output_schema={"type": "object"})
+    run = state(desk)
+    override = {**APPROVE, "override": {"day": 1}}
+    ports = Ports(
+        run, {"desk": [says("{}", structured_output={}, approval=NEEDED)]}, [override, APPROVE], [], ["day: no"]
+    )
+    assert (await converse(run, run.main, ports)).structured == {}
+    assert ports.asked[1].needed.question == "Refund? (The changed answer did not fit: day: no)"
+    assert ended(run) == [("Superseded", "Approve"), ("Applied", "Approve")]
+
+
+# ── The clock ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def spend(clock: Clock, asking: float, then: float, *, while_working: float = 0) -> None:
+    """Ask for so long, part of it while something else is done, and then go on for so long, within ten seconds."""
+    async with clock.limit(10):
+        with clock.asking():
+            await asyncio.sleep(asking)
+            with clock.working():
+                await asyncio.sleep(while_working)
+        await asyncio.sleep(then)
+
+
+@pytest.mark.looptime(True)
+async def test_timeouts_stand_still_while_only_a_human_is_awaited() -> None:
+    await spend(Clock(), asking=1000, then=9)
+    with pytest.raises(TimeoutError):
+        await spend(Clock(), asking=1000, then=11)
+
+
+@pytest.mark.looptime(True)
+async def test_timeouts_go_on_while_anything_else_is_done() -> None:
+    await spend(Clock(), asking=1000, while_working=5, then=4)
+    with pytest.raises(TimeoutError):
+        await spend(Clock(), asking=1000, while_working=11, then=0)
+
+
+@pytest.mark.looptime(True)
+async def test_inner_timeouts_stand_still_with_the_outer() -> None:
+    clock = Clock()
+    changes: list[bool] = []
+    clock.changed = lambda: changes.append(clock.stands_still)
+    async with clock.limit(100), clock.limit(10), clock.limit(None):
+        with clock.asking():
+            await asyncio.sleep(1000)
+            with clock.working():
+                await asyncio.sleep(5)
+            await asyncio.sleep(1000)
+        await asyncio.sleep(4)
+    assert changes == [True, False, True, False]
+
+
+async def test_an_agent_called_as_a_tool_has_its_timeout_stand_still_too() -> None:
+    desk = AgentSnapshot(name="desk", uid="u", generation=1, queue="i.shop.desk", model="gpt")
+    limited = desk.model_copy(update={"name": "archive", "limits": LimitSettings(timeout_seconds=0.05)})
+    run = state(desk, limited)
+    consult = CallVerdict(call_id="1", agent=AgentCall(agent="archive", message="Find it."))
+    waits = needed(timeout_seconds=0.2, on_timeout="Approve")
+    replies = {"desk": [asks(consult), says("Done.")], "archive": [asks(refund(approval=waits)), says("Found.")]}
+    await converse(run, run.main, Ports(run, replies))
+    assert told(run) == [("Found.", None)]

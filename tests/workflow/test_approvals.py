@@ -1,0 +1,250 @@
+"""Humans decide: over a real Temporal, with workers that come and go meanwhile."""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from dalang_api import contract
+from dalang_api.contract import ApprovalFloor, ApprovalPolicy, ToolBinding
+
+if TYPE_CHECKING:
+    from tests.workflow.conftest import Run, World
+
+Json = dict[str, Any]
+
+
+def calls(*wanted: tuple[str, Any]) -> Json:
+    return {"toolCalls": [{"name": name, "arguments": arguments} for name, arguments in wanted]}
+
+
+def note(file: Path, line: str) -> tuple[str, Json]:
+    return "note", {"file": str(file), "line": line}
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def asks(**policy: Any) -> Json:
+    """An agent whose tool `note` needs approval."""
+    return {"tools": [ToolBinding(name="note", function="note", approval=ApprovalPolicy(**policy))]}
+
+
+def phases(run: "Run") -> list[str]:
+    return [report.phase for report in run.reports]
+
+
+async def test_a_call_waits_and_is_made_once_it_is_approved(world: "World") -> None:
+    notes = world.path / "notes"
+    async with world.serving():
+        run = await world.start(calls(note(notes, "paid")), {"text": "{{last_tool}}"}, agent=asks(question="Pay?"))
+        (request,) = await run.pending()
+        assert lines(notes) == []
+        await run.decide(request, "Approve")
+        ended = await run.end()
+    assert (ended.outcome, ended.report.output, lines(notes)) == ("Succeeded", "noted paid", ["paid"])
+    assert (request.question, request.tool, request.subject) == ("Pay?", "note", "ToolCall")
+    assert request.arguments == f'{{"file":"{notes}","line":"paid"}}'
+    assert phases(run) == ["AwaitingApproval", "Running", "Succeeded"]
+    (end,) = ended.report.ended_approvals or []
+    assert (end.name, end.state, end.decision, end.decided_by) == (request.name, "Applied", "Approve", "ada")
+    assert end.uid == world.approval_uids[request.name]
+
+
+@pytest.mark.parametrize(
+    ("decision", "more", "told", "made"),
+    [
+        pytest.param("Reject", {"reason": "Too much."}, "Not run: a human rejected it. Too much.", [], id="rejected"),
+        pytest.param("Approve", {"override": {"line": "less"}}, "noted less", ["less"], id="changed"),
+        pytest.param("Approve", {"override": {"sum": 1}}, "do not fit", [], id="changed to what does not fit"),
+    ],
+)
+async def test_the_model_is_told_what_a_human_decided(
+    world: "World", decision: str, more: Json, told: str, made: list[str]
+) -> None:
+    notes = world.path / "notes"
+    if "line" in more.get("override", {}):
+        more = {"override": {**more["override"], "file": str(notes)}}
+    async with world.serving():
+        run = await world.start(calls(note(notes, "paid")), {"text": "{{last_tool}}"}, agent=asks())
+        (request,) = await run.pending()
+        await run.decide(request, decision, **more)
+        ended = await run.end()
+    assert ended.outcome == "Succeeded"
+    assert told in (ended.report.output or "")
+    assert lines(notes) == made
+
+
+async def test_only_what_the_expression_says_is_asked(world: "World") -> None:
+    notes = world.path / "notes"
+    two = calls(note(notes, "small"), note(notes, "large"))
+    async with world.serving():
+        run = await world.start(two, {"text": "done"}, agent=asks(when="args.line == 'large'"))
+        (request,) = await run.pending()
+        await world.eventually(lambda: lines(notes) == ["small"])
+        assert "large" in request.arguments
+        await run.decide(request, "Approve")
+        ended = await run.end()
+    assert (ended.outcome, lines(notes)) == ("Succeeded", ["small", "large"])
+
+
+async def test_the_pool_may_ask_whatever_the_agent_says(world: "World") -> None:
+    floor = ApprovalFloor(tools=["no*"], question="The platform asks.")
+    async with world.serving(approvals=[floor]):
+        run = await world.start(calls(note(world.path / "notes", "x")), {"text": "done"}, tools=["note"])
+        (request,) = await run.pending()
+        await run.decide(request, "Approve")
+        ended = await run.end()
+    assert (request.question, ended.outcome) == ("The platform asks.", "Succeeded")
+
+
+async def test_several_wait_and_are_answered_in_any_order(world: "World") -> None:
+    notes = world.path / "notes"
+    async with world.serving():
+        three = calls(*(note(notes, line) for line in "abc"))
+        run = await world.start(three, {"text": "done"}, agent=asks())
+        first, second, third = await run.pending(3)
+        assert len({first.name, second.name, third.name}) == 3
+        for request in (third, first):
+            await run.decide(request, "Approve")
+        await world.eventually(lambda: sorted(lines(notes)) == ["a", "c"])
+        await run.decide(second, "Reject")
+        ended = await run.end()
+    assert (ended.outcome, sorted(lines(notes))) == ("Succeeded", ["a", "c"])
+
+
+@pytest.mark.parametrize(
+    ("on_timeout", "outcome", "reason", "made"),
+    [
+        pytest.param("Reject", "Succeeded", "Answered", [], id="rejected"),
+        pytest.param("Approve", "Succeeded", "Answered", ["paid"], id="approved"),
+        pytest.param("Fail", "Failed", "ApprovalExpired", [], id="the run fails"),
+    ],
+)
+async def test_what_nobody_decides_in_time(
+    world: "World", on_timeout: str, outcome: str, reason: str, made: list[str]
+) -> None:
+    notes = world.path / "notes"
+    async with world.serving():
+        agent = asks(timeout_seconds=1, on_timeout=on_timeout)
+        run = await world.start(calls(note(notes, "paid")), {"text": "done"}, agent=agent)
+        ended = await run.end()
+    assert (ended.outcome, ended.report.reason, lines(notes)) == (outcome, reason, made)
+    assert [end.state for end in ended.report.ended_approvals or []] == ["Expired"]
+
+
+async def test_the_run_s_own_clock_stands_still_meanwhile(world: "World") -> None:
+    async with world.serving():
+        agent = asks(timeout_seconds=4, on_timeout="Approve")
+        run = await world.start(calls(note(world.path / "n", "x")), {"text": "done"}, agent=agent, timeout_seconds=2)
+        ended = await run.end()
+    assert ended.outcome == "Succeeded"
+
+
+async def test_a_decision_is_kept_while_there_is_no_worker(world: "World") -> None:
+    notes = world.path / "notes"
+    async with world.reporter():
+        async with world.worker():
+            run = await world.start(calls(note(notes, "paid")), {"text": "done"}, agent=asks())
+            (request,) = await run.pending()
+        await run.decide(request, "Approve")
+        async with world.worker():
+            ended = await run.end()
+    assert (ended.outcome, lines(notes)) == ("Succeeded", ["paid"])
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("moment", ["before the decision", "after it"])
+async def test_a_killed_worker_loses_no_decision_and_makes_no_call_before_it(world: "World", moment: str) -> None:
+    notes = world.path / "notes"
+    async with world.reporter():
+        async with world.worker_process() as worker:
+            run = await world.start(calls(note(notes, "paid")), {"text": "done"}, agent=asks())
+            (request,) = await run.pending()
+            if moment == "after it":
+                await run.decide(request, "Approve")
+            worker.process.kill()
+            await worker.process.wait()
+        if moment == "before the decision":
+            assert lines(notes) == []
+            await run.decide(request, "Approve")
+        async with world.worker_process():
+            ended = await run.end()
+    assert (ended.outcome, set(lines(notes))) == ("Succeeded", {"paid"})
+
+
+async def test_a_decision_about_an_approval_made_anew_needs_its_uid(world: "World") -> None:
+    """Deleted while it is pending, the approval is made again, undecided, when the controller asks for a report."""
+    notes = world.path / "notes"
+    async with world.serving():
+        run = await world.start(calls(note(notes, "paid")), {"text": "done"}, agent=asks())
+        (request,) = await run.pending()
+        old = world.approval_uids.pop(request.name)
+        reports = len(run.reports)
+        await run.handle.signal(contract.REPORT_AGAIN_SIGNAL)
+        await world.eventually(lambda: len(run.reports) > reports)
+        await run.decide(request, "Approve", uid=old)
+        await run.decide(request, "Reject")
+        ended = await run.end()
+    assert (ended.outcome, lines(notes)) == ("Succeeded", [])
+    assert [end.decision for end in ended.report.ended_approvals or []] == ["Reject"]
+
+
+async def test_a_cancel_ends_what_is_pending(world: "World") -> None:
+    async with world.serving():
+        run = await world.start(calls(note(world.path / "n", "x")), agent=asks())
+        await run.pending()
+        await run.handle.cancel()
+        ended = await run.end()
+    assert (ended.outcome, ended.report.pending_approvals) == ("Cancelled", None)
+    assert [end.state for end in ended.report.ended_approvals or []] == ["Expired"]
+
+
+async def test_an_answer_may_need_approval(world: "World") -> None:
+    schema = {"type": "object", "properties": {"day": {"type": "integer"}}, "required": ["day"]}
+    agent = {"output_schema": schema, "output_approval": ApprovalPolicy(when="output.day > 5")}
+    async with world.serving():
+        run = await world.start({"text": '{"day": 7}'}, {"text": '{"day": 6}'}, {"text": '{"day": 1}'}, agent=agent)
+        (first,) = await run.pending()
+        assert (first.subject, first.tool, first.arguments) == ("Output", None, '{"day":7}')
+        await run.decide(first, "Reject", reason="Not on a Sunday.")
+        await world.eventually(lambda: run.reports[-1].pending_approvals not in (None, [first]))
+        (second,) = await run.pending()
+        await run.decide(second, "Approve", override={"day": 3})
+        ended = await run.end()
+    assert (ended.outcome, ended.report.structured_output, ended.report.turns) == ("Succeeded", {"day": 3}, 2)
+    *_, conversation = await run.conversations()
+    assert "Not on a Sunday." in conversation[-1]["content"]
+
+
+async def test_an_agent_called_as_a_tool_may_ask(world: "World") -> None:
+    notes = world.path / "notes"
+    async with world.serving():
+        run = await world.start_team(
+            [
+                world.agent("desk", tools=[ToolBinding(name="clerk", agent="clerk")]),
+                world.agent("clerk", model="b", **asks()),
+            ],
+            [
+                world.model(
+                    "gpt", await world.script(calls(("clerk", {"message": "Pay."})), {"text": "{{last_tool}}"})
+                ),
+                world.model("b", await world.script(calls(note(notes, "paid")), {"text": "Paid."})),
+            ],
+        )
+        (request,) = await run.pending()
+        await run.decide(request, "Approve")
+        ended = await run.end()
+    assert (request.agent, ended.report.output, lines(notes)) == ("clerk", "Paid.", ["paid"])
+
+
+async def test_reports_are_few(world: "World") -> None:
+    """One when it asks, one when it goes on, one at the end: each is a write to the API server."""
+    async with world.serving():
+        run = await world.start(calls(*(note(world.path / "n", line) for line in "ab")), {"text": "done"}, agent=asks())
+        requests = await run.pending(2)
+        await asyncio.gather(*(run.decide(request, "Approve") for request in requests))
+        ended = await run.end()
+    assert ended.outcome == "Succeeded"
+    assert len(run.reports) <= 4

@@ -1,0 +1,255 @@
+"""Whether a human has to approve a call, or an answer, and what exactly is approved. Pure but for the clock of `cel`.
+
+Three may ask: the Agent (on a tool, or its output), the pool (a floor, by patterns of names) and the tool's author
+(`@tool(approval=…)`). So none can undo what another wants:
+
+- asked is when **any** of them asks; an expression that fails means that it asks;
+- the question is the first that is given: the Agent's, the pool's, the author's, else one is made;
+- the timeout is the shortest that is given;
+- `onTimeout` is Fail if any that asks says so, Approve only if all that ask say so, else Reject.
+
+What is approved is a digest of the tool (its name as the model sees it, and what is behind it), of the arguments as canonical
+JSON, and of their schema. The activity that runs the call makes the digest again: the wrong one is asked about again.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from dalang import ToolFunction
+from dalang_api import cel
+from dalang_api.canonical import NotCanonicalError, canonical, digest
+from dalang_api.contract import AgentSnapshot, ApprovalFloor, ApprovalNeeded, ApprovalPolicy, ToolCall
+from pydantic_core import from_json
+
+from dalang_worker.mcp import McpTool
+
+log = logging.getLogger(__name__)
+
+ARGUMENTS_MAX_BYTES = 64 * 1024
+"""The most, as canonical JSON, that a human can be asked about: what an AgentApproval holds. More is refused, never cut."""
+
+CHANGED_DO_NOT_FIT = "Not run: a human approved the call with other arguments, and those do not fit the tool."
+"""What the model is told of an approver's arguments that do not fit, before what is wrong with them."""
+
+
+class UnshowableError(Exception):
+    """A human would have to approve it, and it cannot be shown in full. The text is for the model, the end of a sentence."""
+
+
+@dataclass(frozen=True)
+class CalledTool:
+    """What a call would run, as expressions see it and as the digest covers it."""
+
+    name: str
+    """As the model sees it."""
+    kind: Literal["function", "mcp", "agent", "handoff"]
+    behind: str
+    """The function, the MCP server's tool, or the agent."""
+    schema: dict[str, Any]
+    server: str = ""
+    read_only: bool = False
+    destructive: bool = True
+    idempotent: bool = False
+    of_author: ApprovalPolicy | None = None
+    """What its author asks for."""
+
+    @classmethod
+    def function(cls, name: str, function: ToolFunction) -> "CalledTool":
+        """Return what is known of a Python function: nothing that would spare a question."""
+        approval = function.approval
+        policy = (
+            approval
+            if approval is None
+            else ApprovalPolicy(
+                when=approval.when,
+                question=approval.question,
+                timeout_seconds=approval.timeout_seconds,
+                on_timeout=approval.on_timeout,
+            )
+        )
+        return cls(name, "function", function.name, function.schema, of_author=policy)
+
+    @classmethod
+    def mcp(cls, name: str, server: str, tool: McpTool) -> "CalledTool":
+        """Return what is known of an MCP server's tool; its hints are claims of the server's."""
+        return cls(name, "mcp", tool.name, tool.schema, server, tool.read_only, tool.destructive, tool.idempotent)
+
+    def variable(self) -> dict[str, Any]:
+        """Return the variable `tool` of expressions."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "server": self.server,
+            "readOnly": self.read_only,
+            "destructive": self.destructive,
+            "idempotent": self.idempotent,
+        }
+
+    def digest(self, arguments: str) -> str:
+        """Return the digest of a call with these arguments, which are canonical JSON."""
+        place = {"name": self.name, "kind": self.kind, "server": self.server, "behind": self.behind}
+        return digest(place, arguments, self.schema)
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What else is known when a call or an answer is judged."""
+
+    agent: str
+    run: str
+    namespace: str
+    context: dict[str, Any] | None = None
+    """The context variables; None: not known here, so that an expression that needs them asks."""
+    floors: Sequence[ApprovalFloor] = field(default=())
+    """What the pool asks for."""
+
+    def variables(self) -> dict[str, Any]:
+        """Return the variables of expressions that do not depend on the call."""
+        known: dict[str, Any] = {
+            "agent": {"name": self.agent},
+            "run": {"name": self.run, "namespace": self.namespace},
+        }
+        return known if self.context is None else {**known, "context": self.context}
+
+
+def for_call(
+    tool: CalledTool,
+    arguments: str,
+    circumstances: Circumstances,
+    of_agent: Iterable[ApprovalPolicy] = (),
+) -> ApprovalNeeded | None:
+    """Return what a human has to approve before a call, or None where nobody asks.
+
+    Args:
+        tool: What would be run.
+        arguments: As the model wrote them, a JSON object; empty text means none. Defaults are not filled in.
+        circumstances: What else expressions see.
+        of_agent: The Agent's policies for this tool.
+
+    Raises:
+        UnshowableError: A human would have to approve it, and cannot be shown what.
+    """
+    floors = [floor for floor in circumstances.floors if _covers(floor, tool)]
+    policies = [*of_agent, *floors, *([tool.of_author] if tool.of_author else [])]
+    if not policies:
+        return None
+    parsed = parse_arguments(arguments)
+    variables = {**circumstances.variables(), "args": parsed, "tool": tool.variable()}
+    asking = [policy for policy in policies if _asks(policy, variables, tool.name)]
+    if not asking:
+        return None
+    shown = _shown(parsed, f"the arguments of {tool.name}")
+    return _combined(
+        asking, f"Agent {circumstances.agent} wants to call {tool.name}. Approve?", shown, tool.digest(shown)
+    )
+
+
+def for_answer(agent: AgentSnapshot, answer: Any, circumstances: Circumstances) -> ApprovalNeeded | None:
+    """Return what a human has to approve before an answer counts, or None where the agent does not ask.
+
+    Args:
+        agent: Who answers.
+        answer: The answer as an object where the agent has a schema, else its text.
+        circumstances: What else expressions see.
+
+    Raises:
+        UnshowableError: A human would have to approve it, and cannot be shown what.
+    """
+    policy = agent.output_approval
+    if policy is None or not _asks(policy, {**circumstances.variables(), "output": answer}, "the answer"):
+        return None
+    shown = _shown(answer, "the answer")
+    place = {"kind": "output", "agent": agent.name}
+    return _combined(
+        [policy], f"Agent {agent.name} wants to answer. Approve?", shown, digest(place, shown, agent.output_schema)
+    )
+
+
+def ask_again(tool: CalledTool, call: ToolCall) -> ApprovalNeeded | None:
+    """Return what has to be asked anew before an approved call is run; None where it is what was approved.
+
+    It has the new digest, and a question of its own that waits for ever: the policies are not known here, and the workflow keeps
+    question, timeout and `onTimeout` of those it was asked by.
+
+    Raises:
+        UnshowableError: The arguments cannot have been approved.
+    """
+    covered = call.arguments if call.approved_arguments is None else call.approved_arguments
+    shown = _shown(parse_arguments(covered), f"the arguments of {call.tool}")
+    now = tool.digest(shown)
+    if now == call.approved_digest:
+        return None
+    log.info("tool %s has changed since its call was approved", call.tool)
+    question = f"Agent {call.agent or ''} wants to call {call.tool}, which has changed since it was approved. Approve?"
+    return ApprovalNeeded(question=question, arguments=shown, digest=now)
+
+
+def approved_text(call: ToolCall) -> str:
+    """Return the arguments of an approved call as they were shown, so that not a byte else is run.
+
+    Raises:
+        UnshowableError: They are none.
+    """
+    return _shown(parse_arguments(call.arguments), f"the arguments of {call.tool}")
+
+
+def parse_arguments(arguments: str) -> dict[str, Any]:
+    """Return the arguments as JSON values.
+
+    Raises:
+        UnshowableError: They are no JSON object.
+    """
+    try:
+        parsed = from_json(arguments.strip() or "{}", allow_inf_nan=False)
+    except ValueError as error:
+        raise UnshowableError(f"the arguments are not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise UnshowableError("the arguments are not a JSON object")
+    return parsed
+
+
+def _covers(floor: ApprovalFloor, tool: CalledTool) -> bool:
+    """Return whether a floor is for this tool: by the name the model sees, or of what is behind it."""
+    return any(fnmatchcase(name, pattern) for pattern in floor.tools for name in (tool.name, tool.behind))
+
+
+def _asks(policy: ApprovalPolicy, variables: dict[str, Any], what: str) -> bool:
+    if policy.when is None:
+        return True
+    try:
+        return cel.evaluate(policy.when, variables)
+    except cel.CelError as error:
+        log.info("a human is asked about %s, since %r cannot be evaluated: %s", what, policy.when, error)
+        return True
+
+
+def _shown(value: Any, what: str) -> str:
+    try:
+        text = canonical(value)
+    except NotCanonicalError as error:
+        raise UnshowableError(f"a human has to approve it, and {what} cannot be shown exactly: {error}") from None
+    if len(text.encode()) > ARGUMENTS_MAX_BYTES:
+        limit = ARGUMENTS_MAX_BYTES
+        raise UnshowableError(f"a human has to approve it, and {what} takes more than {limit} bytes")
+    return text
+
+
+def _combined(asking: list[ApprovalPolicy], made: str, arguments: str, of: str) -> ApprovalNeeded:
+    timeouts = [policy.timeout_seconds for policy in asking if policy.timeout_seconds is not None]
+    return ApprovalNeeded(
+        question=next((policy.question for policy in asking if policy.question), made),
+        arguments=arguments,
+        digest=of,
+        timeout_seconds=min(timeouts, default=None),
+        on_timeout=_on_timeout(asking),
+    )
+
+
+def _on_timeout(asking: list[ApprovalPolicy]) -> Literal["Reject", "Approve", "Fail"]:
+    said = {policy.on_timeout for policy in asking}
+    if "Fail" in said:
+        return "Fail"
+    return "Approve" if said == {"Approve"} else "Reject"

@@ -1,0 +1,75 @@
+"""What waits for humans in a run, and what came of it. Who was first, a decision or the timeout, is decided here alone."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from dalang_api.contract import ApprovalEnd, ApprovalRequest, Decision
+
+ENDED_MAX = 64
+"""How many ended approvals are told: more than can come to an end between two reports, as a rule."""
+
+
+@dataclass
+class Pending:
+    """One request. A decision counts only with the uid of the AgentApproval that stands for it, and its digest."""
+
+    request: ApprovalRequest
+    decided: "asyncio.Future[Decision]"
+    uid: str | None = None
+    offered: list[Decision] = field(default_factory=list)
+    """Decisions that came; the first may be here before the report has told the uid."""
+
+
+class Approvals:
+    """The requests of one run."""
+
+    def __init__(self, run_uid: str) -> None:
+        self._run_uid = run_uid
+        self.pending: dict[str, Pending] = {}
+        self.ended: list[ApprovalEnd] = []
+
+    def ask(self, request: ApprovalRequest) -> Pending:
+        """Add a request."""
+        pending = Pending(request, asyncio.get_running_loop().create_future())
+        self.pending[request.name] = pending
+        return pending
+
+    def learn(self, uids: dict[str, str]) -> None:
+        """Take note of the uids of the AgentApprovals. One that was made anew has another, and is undecided."""
+        for name, uid in uids.items():
+            if (pending := self.pending.get(name)) is not None:
+                pending.uid = uid
+                self._match(pending)
+
+    def decide(self, decision: Decision) -> None:
+        """Take a decision; one that is late, repeated, or of something else changes nothing."""
+        pending = self.pending.get(decision.name)
+        if pending is None or decision.run_uid != self._run_uid:
+            return
+        pending.offered.append(decision)
+        self._match(pending)
+
+    def take(self, pending: Pending) -> Decision | None:
+        """Ask no more, and return what was decided, if anybody did."""
+        del self.pending[pending.request.name]
+        return pending.decided.result() if pending.decided.done() else None
+
+    def end(self, pending: Pending, state: str, decision: Decision | None = None) -> None:
+        """Note what came of a request that is asked no more."""
+        end = ApprovalEnd.model_validate(
+            {
+                "name": pending.request.name,
+                "uid": pending.uid,
+                "tool": pending.request.tool,
+                "state": state,
+                "decision": decision.decision if decision else None,
+                "decided_by": decision.decided_by if decision else None,
+            }
+        )
+        self.ended = [*self.ended, end][-ENDED_MAX:]
+
+    def _match(self, pending: Pending) -> None:
+        for decision in pending.offered:
+            fits = decision.uid == pending.uid and decision.digest == pending.request.digest
+            if fits and not pending.decided.done():
+                pending.decided.set_result(decision)
