@@ -7,11 +7,10 @@ thread may read while the event loop writes. Finished AgentRuns are not kept: th
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from dalang_api import contract
-from dalang_api.v1alpha1.conditions import Reason
 
-from dalang_operator.kinds.reach import Known, Reach, find_reach
 from dalang_operator.kube.resources import Json, ObjectKey, key_of
 from dalang_operator.runtime.metrics import CACHED
 from dalang_operator.runtime.references import (
@@ -31,6 +30,17 @@ POOL_LABEL = "dalang.dev/pool"
 
 _DROPPED_MAX = 4096
 _IndexKey = tuple[str, str, str]
+
+Lookup = Callable[[str], Json | None]
+
+
+@dataclass(frozen=True)
+class Known:
+    """The objects of one namespace, by name."""
+
+    agents: Lookup
+    models: Lookup
+    pools: Lookup
 
 
 def version_of(obj: Json) -> int:
@@ -145,12 +155,6 @@ def pools_of_run(run: Json) -> list[str]:
     return list(dict.fromkeys([*queue_pool(run), *(agent["pool"] for agent in agents if agent.get("pool"))]))
 
 
-def _could_start(run: Json) -> bool:
-    """Whether nothing keeps a waiting run that the cache does not know: not every ConfigMap is watched."""
-    conditions = run.get("status", {}).get("conditions", ())
-    return all(condition["reason"] != Reason.CONFIG_MAP_NOT_FOUND for condition in conditions)
-
-
 def _instructions_source(agent: Json) -> list[str]:
     source = instructions_key_of(agent)
     return [source.name] if source else []
@@ -236,16 +240,3 @@ class Cache:
                     seen.add(caller)
                     found.append(caller)
         return found
-
-    def has_live_run(self, pool: ObjectKey) -> bool:
-        """Return whether a run needs the pool: one that is under way and may call it, or one that could start."""
-        if self.runs.count("pool", pool.namespace, pool.name):
-            return True
-        known = self.known(pool.namespace)
-        for agent_key in self.agents_that_reach(self.agents.by("pool", pool.namespace, pool.name)):
-            if not self.runs.has_any("waiting", pool.namespace, agent_key.name, _could_start):
-                continue
-            agent = self.agents.get(agent_key)
-            if agent and isinstance(find_reach(agent, known), Reach):
-                return True
-        return False

@@ -11,6 +11,8 @@ from dalang_operator.runtime.queue import Queue
 
 from tests.build import agent, config_map, finished_run, model, pool, run, started_run
 
+HELPER = ObjectKey("shop", "helper")
+
 
 @dataclass
 class World:
@@ -192,3 +194,42 @@ def test_the_pool_is_not_woken_while_other_runs_need_it() -> None:
     world.intake.applied("AgentRun", started_run("r2"))
     world.intake.removed("AgentRun", started_run("r1", metadata={"resourceVersion": "12"}))
     assert world.queued() == {"AgentRun": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "wakes_agents"),
+    [
+        pytest.param(
+            {"status": {"readyReplicas": 2, "build": "b1", "catalogue": {"build": "b1"}}}, False, id="workers"
+        ),
+        pytest.param({"status": {"readyReplicas": 1, "build": "b2", "catalogue": {"build": "b1"}}}, True, id="a build"),
+        pytest.param(
+            {"status": {"readyReplicas": 1, "build": "b1", "catalogue": {"tools": []}}}, True, id="a catalogue"
+        ),
+        pytest.param({"metadata": {"generation": 2}}, True, id="its spec"),
+        pytest.param({"metadata": {"uid": "another"}}, True, id="a pool made anew"),
+    ],
+)
+def test_a_pool_wakes_agents_and_runs_only_when_what_they_go_by_changed(change: Json, wakes_agents: bool) -> None:
+    status = {"readyReplicas": 1, "build": "b1", "catalogue": {"build": "b1"}}
+    world = World(cache=cluster())
+    world.cache.pools.put(pool(metadata={"resourceVersion": "11"}, status=status))
+    metadata = {"resourceVersion": "12", **change.get("metadata", {})}
+    world.intake.applied("AgentPool", pool(metadata=metadata, status=change.get("status", status)))
+    assert world.queued() == {"AgentPool": 1, **({"Agent": 1, "AgentRun": 1} if wakes_agents else {})}
+
+
+def test_a_pool_that_is_deleted_wakes_its_agents() -> None:
+    world = World(cache=cluster())
+    world.intake.removed("AgentPool", pool(metadata={"resourceVersion": "12"}))
+    assert world.queued() == {"AgentPool": 1, "Agent": 1, "AgentRun": 1}
+
+
+def test_an_agent_that_moves_wakes_the_pools_of_before_and_after() -> None:
+    cache = cluster()
+    moved = agent(metadata={"resourceVersion": "11", "generation": 2}, poolRef={"name": "gpu"})
+    woken = [f"{wake.kind} {wake.key.name}" for wake in wakes(cache, "Agent", moved, cache.agents.get(HELPER))]
+    assert woken == ["Agent helper", "AgentPool gpu", "AgentPool default", "AgentRun waits"]
+    world = World(cache=cache)
+    world.intake.applied("Agent", moved)
+    assert world.queued() == {"Agent": 1, "AgentPool": 2, "AgentRun": 1}

@@ -3,10 +3,9 @@
 from dalang_operator.kube.resources import ObjectKey
 from dalang_operator.runtime.cache import Cache, Store
 
-from tests.build import agent, model, pool, run, started_run
+from tests.build import run, started_run
 
 KEY = ObjectKey("shop", "r1")
-POOL = ObjectKey("shop", "default")
 
 
 def versioned(version: int, **metadata: object) -> dict[str, object]:
@@ -55,50 +54,3 @@ def test_indexes_follow_their_objects() -> None:
     assert cache.runs.by("pool", "other", "default") == []
     cache.runs.drop(started_run(metadata={"resourceVersion": "12"}))
     assert cache.runs.count("pool", "shop", "default") == 0
-
-
-def test_a_pool_is_needed_by_runs_that_run_there_or_could_start_there() -> None:
-    cache = Cache()
-    assert not cache.has_live_run(POOL)
-    cache.runs.put(run())
-    assert not cache.has_live_run(POOL), "its agent is not there"
-    cache.agents.put(agent())
-    assert not cache.has_live_run(POOL), "the agent's model is not there"
-    cache.models.put(model())
-    assert cache.has_live_run(POOL)
-    cache.agents.drop(agent(metadata={"resourceVersion": "99"}))
-    cache.runs.put(started_run(metadata={"resourceVersion": "11"}))
-    assert cache.has_live_run(POOL), "a started one needs no agent any more"
-
-
-def test_a_pool_is_needed_by_runs_that_can_reach_it() -> None:
-    gpu = ObjectKey("shop", "gpu")
-    cache = Cache()
-    cache.models.put(model())
-    cache.agents.put(agent(handoffs=[{"agentRef": {"name": "sales"}}]))
-    cache.agents.put(agent("sales", tools=[{"name": "refunds", "agentRef": {"name": "refunds"}}]))
-    cache.agents.put(agent("refunds", poolRef={"name": "gpu"}))
-    cache.runs.put(run())
-    assert not cache.has_live_run(gpu), "the run waits for the pool itself"
-    cache.pools.put(pool("gpu"))
-    assert cache.has_live_run(gpu)
-    started = started_run(metadata={"resourceVersion": "11"})
-    started["status"]["agents"] = [{"name": "helper", "pool": "default"}, {"name": "refunds", "pool": "gpu"}]
-    cache.runs.put(started)
-    cache.agents.drop(agent("refunds", metadata={"resourceVersion": "99"}))
-    assert cache.has_live_run(gpu)
-    assert cache.has_live_run(POOL)
-    cache.runs.drop(started_run(metadata={"resourceVersion": "12"}))
-    assert not cache.has_live_run(gpu)
-
-
-def test_a_run_that_waits_for_a_config_map_keeps_no_pool_up() -> None:
-    cache = Cache()
-    cache.models.put(model())
-    cache.agents.put(agent())
-    waiting = run()
-    waiting["status"]["conditions"][1]["reason"] = "ConfigMapNotFound"
-    cache.runs.put(waiting)
-    assert not cache.has_live_run(POOL)
-    cache.runs.put(run("r2"))
-    assert cache.has_live_run(POOL)
