@@ -158,7 +158,7 @@ async def test_a_fault_of_the_workers_is_not_called_its_stop(reach: Reach, monke
         raise KeyError("x")
 
     monkeypatch.setattr(servers._servers["everything"], "connect", fail)
-    with pytest.raises(McpUnavailableError, match="could not be listed, by a fault of the worker's: KeyError$"):
+    with pytest.raises(McpUnavailableError, match=r"could not be listed, by a fault of the worker's: KeyError$"):
         await servers.list_tools("everything")
 
 
