@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from dalang_operator.kinds.reach import Known
+from dalang_operator.runtime.cache import Known
 
 Json = dict[str, Any]
 

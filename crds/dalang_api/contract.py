@@ -18,7 +18,7 @@ from pydantic_core import from_json
 
 MESSAGE_MAX_BYTES = 32 * 1024
 """The most one message of the model keeps; longer text is cut, with a mark."""
-OPAQUE_MAX_BYTES = 256 * 1024
+OPAQUE_MAX_BYTES = 128 * 1024
 """The most one message keeps of what is a provider's own; more is dropped, as it cannot be cut."""
 TOOL_OUTPUT_MAX_BYTES = 16 * 1024
 """The most of a tool's output that is kept and sent to the model."""
@@ -61,6 +61,8 @@ CALL_AGAIN_MAX = 5
 FALLBACK_ATTEMPTS = 3
 """How often a model is tried before the next of `fallbackModelRefs`, unless `retry.maximumAttempts` says so."""
 
+TURN_ARGUMENTS_MAX_BYTES = 256 * 1024
+"""The most that the arguments of one turn's calls may weigh together."""
 TURN_MAX_CALLS = 32
 """The most tool calls of one turn that are run; the model is told of the others."""
 
@@ -435,7 +437,9 @@ class ModelCall(Wire):
     max_output_tokens: int | None = None
     """What is left of a token budget: the most this call may answer."""
     max_cost_usd: str | None = None
-    """What is left of a cost budget: a model without a known price must not be called, and none may answer for more."""
+    """What is left of a cost budget: a model without a known price must not be called, and no answer may cost more."""
+    has_next: bool | None = None
+    """Another model comes next, so a long wait that the endpoint asks for is not worth it."""
 
 
 class AgentCall(Wire):
@@ -570,6 +574,7 @@ class Retrying(Wire):
 
     reason: str
     message: str
+    thread: str = "main"
 
 
 class TranscriptRequest(Wire):

@@ -18,10 +18,12 @@ from dalang_operator.kinds.agentpool.plan import replicas_of
 from dalang_operator.kinds.agentpool.reconcile import PoolFacts, PoolReconciler
 from dalang_operator.kinds.agentrun.plan import Settings as RunSettings
 from dalang_operator.kinds.agentrun.reconcile import RunFacts, RunReconciler
+from dalang_operator.kinds.config_maps import RecentConfigMaps
 from dalang_operator.kinds.intake import Intake
 from dalang_operator.kube.client import KubeClient
 from dalang_operator.kube.errors import ApiError
 from dalang_operator.kube.resources import ObjectKey
+from dalang_operator.resync import Resync
 from dalang_operator.runtime.cache import Cache, deployment_name
 from dalang_operator.runtime.clock import utc_now
 from dalang_operator.runtime.controller import Controller
@@ -30,7 +32,6 @@ from dalang_operator.runtime.lease import Lease
 from dalang_operator.runtime.metrics import SWEEPS
 from dalang_operator.runtime.outage import until_done
 from dalang_operator.runtime.queue import Queue
-from dalang_operator.runtime.resync import Resync
 from dalang_operator.settings import OperatorSettings
 from dalang_operator.temporal.errors import TemporalError
 from dalang_operator.temporal.sweep import Sweep
@@ -119,8 +120,9 @@ class Control:
 
     def _controllers(self) -> list[Controller]:
         run_settings = RunSettings(self.installation, self.settings.run_ttl)
+        config_maps = RecentConfigMaps(self.kube, self.cache)
         runs = RunReconciler(
-            self.kube, self.workflows, self.cache, self.run_facts, run_settings, self._wake_pool, utc_now
+            self.kube, self.workflows, self.cache, config_maps, self.run_facts, run_settings, self._wake_pool, utc_now
         )
         pools = PoolReconciler(
             self.kube,
@@ -145,7 +147,7 @@ class Control:
             "AgentRun": runs.reconcile,
             "AgentApproval": approvals.reconcile,
             "AgentPool": pools.reconcile,
-            "Agent": AgentReconciler(self.kube, self.cache, utc_now).reconcile,
+            "Agent": AgentReconciler(self.kube, self.cache, config_maps, utc_now).reconcile,
             "AgentModel": ModelReconciler(self.kube, self.cache, utc_now).reconcile,
         }
         return [Controller(kind, self._queues[kind], reconciles[kind], count) for kind, count in WORKERS.items()]

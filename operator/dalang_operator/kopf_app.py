@@ -16,7 +16,7 @@ import kopf
 from dalang_operator.kinds.intake import Intake
 from dalang_operator.kube.client import authorization, load_configuration, open_session
 from dalang_operator.kube.resources import Json
-from dalang_operator.runtime.resync import WATCHES, Watch
+from dalang_operator.resync import WATCHES, Watch
 from dalang_operator.settings import OperatorSettings
 
 logger = logging.getLogger(__name__)

@@ -176,7 +176,7 @@ async def test_a_timeout_tells_what_the_endpoint_said_last(world: "World") -> No
         ended = await run.end()
     assert (ended.outcome, ended.report.reason) == ("Failed", "Timeout")
     assert ended.report.message == (
-        "limits.timeout of 6s passed while waiting for the model (turn 1); "
+        "limits.timeout of 6s passed while waiting for the model of support (turn 1); "
         f"ModelRetrying: model {run.model}: 503: scripted error 503 (attempt 3)"
     )
 

@@ -39,7 +39,7 @@ async def test_a_timeout_stops_the_model_call_and_says_what_was_waited_for(world
         stopped_after = await model_call_stops(run)
     print(f"the model call stopped {stopped_after:.1f} s after the timeout")  # noqa: T201
     assert (ended.outcome, ended.report.phase, ended.report.reason) == ("Failed", "Failed", "Timeout")
-    assert ended.report.message == "limits.timeout of 1s passed while waiting for the model (turn 1)"
+    assert ended.report.message == "limits.timeout of 1s passed while waiting for the model of support (turn 1)"
     assert [report.seq for report in run.reports] == [1]
 
 
@@ -52,7 +52,7 @@ async def test_a_cancel_stops_the_model_call_and_is_reported(world: "World") -> 
         stopped_after = await model_call_stops(run)
     print(f"the model call stopped {stopped_after:.1f} s after the cancel")  # noqa: T201
     assert (ended.outcome, ended.report.phase, ended.report.reason) == ("Cancelled", "Cancelled", "Cancelled")
-    assert ended.report.message == "Cancelled while waiting for the model (turn 1)"
+    assert ended.report.message == "Cancelled while waiting for the model of support (turn 1)"
     assert len(run.reports) == 1
 
 
@@ -86,7 +86,7 @@ async def test_stops_tools_side_by_side(world: "World", how: str, reason: str) -
             await run.handle.cancel()
         ended = await run.end()
     assert ended.report.reason == reason
-    assert ended.report.message.endswith("while waiting for tool wait_for (turn 1)")
+    assert ended.report.message.endswith("while waiting for tool wait_for of support (turn 1)")
 
 
 async def test_a_run_that_is_cancelled_while_no_worker_is_there_is_reported_by_the_next(world: "World") -> None:

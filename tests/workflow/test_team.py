@@ -95,7 +95,7 @@ async def test_a_tool_s_hand_off_counts_only_where_it_is_declared(world: "World"
     assert (ended.report.output, ended.report.agent) == ("Hello.", "sales")
     (request,) = await world.requests(sales)
     assert [message["content"] for message in request["body"]["messages"] if message["role"] == "tool"] == [
-        "Transferred to boss.\nNot transferred: there is no hand-off to boss (there is: sales).",
+        "Not transferred: there is no hand-off to boss (there is: sales).",
         "Transferred to sales.",
     ]
 
@@ -195,7 +195,7 @@ async def test_instructions_that_cannot_be_made_end_the_run(world: "World", agen
     async with world.serving():
         run = await world.start({"text": "hi"}, agent=agent)
         ended = await run.end()
-    assert (ended.outcome, ended.report.reason) == ("Failed", "InvalidInstructions")
+    assert (ended.outcome, ended.report.reason, ended.report.turns) == ("Failed", "InvalidInstructions", 0)
     assert told in ended.report.message
     assert await run.asked() == []
 
@@ -351,7 +351,7 @@ async def test_a_model_that_uses_up_its_attempts_gives_way_to_the_next(world: "W
             [world.model("gpt", first), world.model("b", await world.script({"text": "Here."}))],
         )
         ended = await run.end()
-    assert (ended.outcome, ended.report.output, ended.report.turns) == ("Succeeded", "Here.", 2)
+    assert (ended.outcome, ended.report.output, ended.report.turns) == ("Succeeded", "Here.", 1)
     assert len(await world.requests(first)) == 2
 
 
@@ -366,6 +366,44 @@ async def test_without_another_model_used_up_attempts_end_the_run(world: "World"
     assert "503" in ended.report.message
 
 
+async def test_an_endpoint_that_asks_for_a_long_wait_gives_way_to_the_next_model(world: "World") -> None:
+    first = await world.script({"status": 429, "headers": {"retry-after": "60"}}, loop=True)
+    async with world.serving():
+        run = await world.start_team(
+            [world.agent("desk", fallbacks=["b"])],
+            [world.model("gpt", first), world.model("b", await world.script({"text": "Here."}))],
+        )
+        async with asyncio.timeout(20):
+            ended = await run.end()
+    assert (ended.outcome, ended.report.output) == ("Succeeded", "Here.")
+    assert len(await world.requests(first)) == 1
+
+
+async def test_a_worker_that_is_stopped_uses_up_no_attempt_of_the_model(world: "World") -> None:
+    async with world.reporter():
+        async with world.worker(drain_seconds=0):
+            run = await world.start(
+                {"text": "late", "latencySeconds": 120}, agent={"retry": RetrySettings(maximum_attempts=1)}
+            )
+            await world.eventually(run.asked)
+        await world.script({"text": "at last"}, name=run.model)
+        async with world.worker():
+            ended = await run.end()
+    assert (ended.outcome, ended.report.output) == ("Succeeded", "at last")
+
+
+async def test_instructions_by_a_function_that_fails_at_times_are_asked_for_again(world: "World") -> None:
+    log = world.path / "log"
+    async with world.serving():
+        run = await world.start(
+            {"text": "hi"},
+            agent={"instructions": None, "instructions_function": "shaky_briefing"},
+            context={"log": str(log)},
+        )
+        ended = await run.end()
+    assert (ended.outcome, len(lines(log))) == ("Succeeded", 3)
+
+
 async def test_an_attempt_may_not_take_longer_than_the_agent_says(world: "World") -> None:
     async with world.serving():
         run = await world.start(
@@ -375,6 +413,40 @@ async def test_an_attempt_may_not_take_longer_than_the_agent_says(world: "World"
         ended = await run.end()
     assert (ended.outcome, ended.report.reason) == ("Failed", "ModelFailed")
     assert "no answer within retry.timeout" in ended.report.message
+
+
+async def test_a_schema_that_is_none_is_told_before_anything_is_paid_for(world: "World") -> None:
+    async with world.serving():
+        schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}}
+        run = await world.start({"text": "{}"}, agent={"output_schema": schema})
+        ended = await run.end()
+    assert (ended.outcome, ended.report.reason, ended.report.turns) == ("Failed", "InvalidOutput", 0)
+    assert await run.asked() == []
+
+
+async def test_what_did_not_fit_is_told_when_the_turns_are_used_up(world: "World") -> None:
+    schema = {"type": "object", "properties": {"day": {"type": "integer"}}, "required": ["day"]}
+    async with world.serving():
+        run = await world.start({"text": "{}"}, loop=True, agent={"output_schema": schema}, max_turns=2)
+        ended = await run.end()
+    assert (ended.outcome, ended.report.reason) == ("Failed", "MaxTurns")
+    assert "The last answer did not fit output.schema: " in ended.report.message
+    assert "day" in ended.report.message
+
+
+async def test_embeddings_of_a_provider_that_has_none_are_noted(world: "World") -> None:
+    retriever = RetrieverSettings(name="r", path=str(world.path), collection="c", limit=1, embedding_model="claude")
+    async with world.serving(retrievers=[retriever]):
+        run = await world.start_team(
+            [world.agent(retriever="r")],
+            [
+                world.model("gpt", await world.script({"text": "Hm."})),
+                world.model("claude", "c", provider="Anthropic", base_url=f"{world.model_url}/anthropic"),
+            ],
+        )
+        ended = await run.end()
+    assert ended.outcome == "Succeeded"
+    assert "AgentModel claude has provider Anthropic, which has no embeddings" in (ended.report.retrieval_failure or "")
 
 
 async def test_an_answer_that_does_not_fit_is_asked_for_again(world: "World") -> None:
@@ -424,7 +496,7 @@ async def test_a_cost_budget_without_a_price_is_an_error_before_any_call(world: 
     async with world.serving():
         run = await world.start_team([world.agent()], [world.model("gpt", await world.script())], max_cost_usd="1")
         ended = await run.end()
-    assert (ended.outcome, ended.report.reason) == ("Failed", "PriceUnknown")
+    assert (ended.outcome, ended.report.reason, ended.report.turns) == ("Failed", "PriceUnknown", 0)
     assert await run.asked() == []
 
 

@@ -1,5 +1,6 @@
 """What the model is told before the conversation: the agent's instructions, and what this turn adds to them."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 
@@ -8,10 +9,14 @@ from dalang.prompts import registered_instructions
 from dalang_api import contract, templates
 from dalang_api.contract import AgentSnapshot, ModelCall, WorkflowTarget
 from dalang_api.v1alpha1.conditions import Reason
+from temporalio import activity
 
 from dalang_worker.activities.failures import final, retryable
 from dalang_worker.text import cut
 from dalang_worker.tools.runner import ToolRaisedError, ToolRunner
+
+FUNCTION_ATTEMPTS = 3
+"""How often a function that raises is asked for instructions: it may look things up elsewhere, and that fails at times."""
 
 
 async def render(agent: AgentSnapshot, call: ModelCall, run: WorkflowTarget, runner: ToolRunner) -> str:
@@ -25,10 +30,10 @@ async def render(agent: AgentSnapshot, call: ModelCall, run: WorkflowTarget, run
     template = agent.instructions or ""
     if not agent.reads_context():
         return template
+    names = {"agent": agent.name, "run": run.name, "namespace": run.namespace}
     try:
-        return templates.render(
-            template, context=call.context or {}, agent=agent.name, run=run.name, namespace=run.namespace
-        )
+        # Away from the worker's loop: it may take a while, and many at once would hold up the heartbeats of all.
+        return await asyncio.to_thread(templates.render, template, context=call.context or {}, **names)
     except templates.TemplateError as error:
         raise final(Reason.INVALID_INSTRUCTIONS, f"Instructions of Agent {agent.name}: {error}") from None
 
@@ -66,8 +71,8 @@ async def _call(name: str, agent: AgentSnapshot, call: ModelCall, run: WorkflowT
         text = await runner.run(function, function.with_context({}, context))
     except ToolRaisedError as error:
         words = f"The instructions {name} of Agent {agent.name} raised {error}"
-        fail = retryable if error.is_retryable else final
-        raise fail(Reason.INVALID_INSTRUCTIONS, cut(words, 1024)) from None
+        is_over = activity.info().attempt >= FUNCTION_ATTEMPTS
+        raise (final if is_over else retryable)(Reason.INVALID_INSTRUCTIONS, cut(words, 1024)) from None
     if not isinstance(text, str):
         words = f"The instructions {name} of Agent {agent.name} returned {type(text).__name__}, not a string"
         raise final(Reason.INVALID_INSTRUCTIONS, words)

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from dalang_api import contract
 from dalang_api.contract import ModelSnapshot, RetrieverSettings
+from pydantic import ValidationError
 from pydantic_core import to_json
 
 from dalang_worker.providers import Embedding, ModelCallError, TokenUsage, Verdict
-from dalang_worker.secrets import SecretNotFoundError, read_key
+from dalang_worker.secrets import SecretNotFoundError, read_key, redact
 from dalang_worker.text import cut
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ DEADLINE_SECONDS = 10.0
 """How long a retrieval may take, embedding and a second try included."""
 PAUSE_SECONDS = 0.2
 """How long to wait before the second try, unless the endpoint says."""
+BACKOFF_SECONDS = 30.0
+"""How long a retriever that failed in passing is not tried again: else each turn would wait for it."""
 RETRIEVED_MAX_BYTES = 16 * 1024
 """The most text of passages that a model call is given."""
 
@@ -64,16 +67,22 @@ class Retrievers:
     def __init__(self, settings: list[RetrieverSettings], secrets_path: Path, embed: Embed) -> None:
         self._settings = {retriever.name: retriever for retriever in settings}
         self._embed = embed
+        self._failures: dict[str, tuple[float, str]] = {}
+        """By retriever: until when it is not tried again, and why."""
         self._servers = {name: _Server(one, secrets_path) for name, one in self._settings.items() if one.url}
         paths = {one.path for one in settings if one.path and not one.url}
         # By path, since Qdrant's lock keeps out a second client of the same process too.
         self._folders = {path: _Folder(Path(path)) for path in paths}
 
+    def has(self, name: str) -> bool:
+        """Return whether the pool has a retriever of that name."""
+        return name in self._settings
+
     async def retrieve(self, name: str, query: str, snapshot: contract.Snapshot) -> Retrieved:
         """Return the passages nearest to a question.
 
         Raises:
-            RetrievalError: Whatever failed, or 10 s passed.
+            RetrievalError: Whatever failed, now or a moment ago, or 10 s passed.
         """
         settings = self._settings.get(name)
         if settings is None:
@@ -83,6 +92,7 @@ class Retrievers:
             raise RetrievalError(
                 f"Retriever {name!r}: the run does not know its embedding model {settings.embedding_model!r}"
             )
+        self._check_backoff(name)
         doing = "the embedding"
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
@@ -91,15 +101,29 @@ class Retrievers:
                 doing = "Qdrant"
                 points = await _twice(lambda: self._source(settings).query(settings, embedding.vector))
         except TimeoutError:
-            raise RetrievalError(f"Retriever {name!r}: {doing} did not answer within {DEADLINE_SECONDS:g} s") from None
+            words = f"Retriever {name!r}: {doing} did not answer within {DEADLINE_SECONDS:g} s"
+            self._back_off(name, words)
+            raise RetrievalError(words) from None
         except _FailedError as error:
-            raise RetrievalError(cut(f"Retriever {name!r}: {' '.join(str(error).split())}", 500)) from None
+            words = cut(f"Retriever {name!r}: {' '.join(str(error).split())}", 500)
+            if error.is_passing:
+                self._back_off(name, words)
+            raise RetrievalError(words) from None
+        self._failures.pop(name, None)
         return Retrieved(format_passages([point.payload or {} for point in points]), embedding.usage, model)
 
     async def close(self) -> None:
         """Close the connections."""
         sources: list[_Source] = [*self._servers.values(), *self._folders.values()]
         await asyncio.gather(*(source.close() for source in sources))
+
+    def _check_backoff(self, name: str) -> None:
+        until, words = self._failures.get(name, (0.0, ""))
+        if asyncio.get_running_loop().time() < until:
+            raise RetrievalError(words)
+
+    def _back_off(self, name: str, words: str) -> None:
+        self._failures[name] = (asyncio.get_running_loop().time() + BACKOFF_SECONDS, words)
 
     async def _make_vector(self, model: ModelSnapshot, name: str, text: str) -> Embedding:
         try:
@@ -150,7 +174,14 @@ class _Server:
         self._key: str | None = None
 
     async def query(self, settings: RetrieverSettings, vector: list[float]) -> "list[ScoredPoint]":
-        """Return the nearest points."""
+        """Return the nearest points; what the server says is wrong comes without the key, which it may repeat."""
+        try:
+            return await self._query(settings, vector)
+        except _FailedError as error:
+            words = redact(str(error), [self._key] if self._key else [], "[key]")
+            raise _FailedError(words, error.is_passing, error.after_seconds) from None
+
+    async def _query(self, settings: RetrieverSettings, vector: list[float]) -> "list[ScoredPoint]":
         exceptions = await asyncio.to_thread(importlib.import_module, "qdrant_client.http.exceptions")
         throttled = importlib.import_module("qdrant_client.common.client_exceptions").ResourceExhaustedResponse
         client = await self._open()
@@ -166,6 +197,8 @@ class _Server:
             raise _FailedError(f"Qdrant answered HTTP 429: {error}", True, error.retry_after_s) from None
         except exceptions.ApiException as error:
             cause = getattr(error, "source", error)
+            if isinstance(cause, ValidationError):  # its text quotes the answer, cut
+                raise _FailedError("an answer that is not Qdrant's") from None
             raise _FailedError(f"Qdrant cannot be reached: {str(cause) or type(cause).__name__}", True) from None
         except ValueError as error:
             raise _FailedError(f"an answer that is not Qdrant's: {error}") from None

@@ -1,6 +1,13 @@
-"""Reads keys from mounted Secrets, at each use: a rotated key counts at once, and a missing one may still appear."""
+"""Reads keys from mounted Secrets, and keeps them out of texts that others wrote.
 
+Keys are read at each use: a rotated one counts at once, and a missing one may still appear.
+"""
+
+import base64
+import json
+from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 from dalang_api.contract import SecretKey
 
@@ -27,6 +34,27 @@ def read_key(root: Path, reference: SecretKey) -> str:
     if not (value and value.isascii() and value.isprintable()):
         raise SecretNotFoundError(f"Key {reference.key!r} of Secret {reference.name!r} is not one line of ASCII")
     return value
+
+
+def redact(text: str, secrets: Iterable[str], mark: str) -> str:
+    """Return the text with the mark in place of each secret: a server may well repeat what it was sent.
+
+    Also as JSON (once, and within JSON), Python, a URL or base64 spell it. What somebody hides on purpose is not found.
+    """
+    spellings = {spelling for secret in secrets for spelling in _spellings(secret)}
+    for spelling in sorted(spellings, key=lambda each: (-len(each), each)):
+        text = text.replace(spelling, mark)
+    return text
+
+
+def _spellings(secret: str) -> set[str]:
+    quoted = json.dumps(secret)[1:-1]
+    slashed = quoted.replace("/", "\\/")
+    nested = json.dumps(quoted)[1:-1]
+    urls = {quote(secret), quote(secret, safe=""), quote_plus(secret)}
+    return {secret, " ".join(secret.split()), quoted, slashed, nested, repr(secret)[1:-1], *urls} | {
+        base64.b64encode(secret.encode()).decode().rstrip("=")
+    }
 
 
 def _what_is_missing(folder: Path, reference: SecretKey) -> str:

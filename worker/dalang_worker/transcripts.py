@@ -16,6 +16,7 @@ from dalang_api import contract
 from dalang_api.contract import (
     Message,
     ModelCall,
+    OpaquePart,
     Snapshot,
     TextPart,
     ToolCallPart,
@@ -169,4 +170,6 @@ def _size_bytes(message: Message) -> int:
                 size += len(part.arguments)
             case ToolResultPart():
                 size += len(part.output)
+            case OpaquePart():
+                size += len(part.data)
     return size

@@ -42,7 +42,8 @@ class McpTools(ApiModel):
     """Name of the server in the pool's `mcpServers`."""
     tools: (
         Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=64, json_schema_extra=LIST_SET)
+            list[Annotated[str, Field(min_length=1, max_length=128)]],
+            Field(min_length=1, max_length=64, json_schema_extra=LIST_SET),
         ]
         | None
     ) = None
@@ -172,6 +173,21 @@ class Retry(ApiModel):
 class Limits(ApiModel):
     """Where a run ends at the latest. A run's own limits may only lower its agent's."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.timeout) || duration(self.timeout) > duration('0s')",
+                "timeout must be longer than 0s",
+                field_path=".timeout",
+            ),
+            rule(
+                "!has(self.maxCostUSD) || double(self.maxCostUSD) > 0.0",
+                "maxCostUSD must be more than 0",
+                field_path=".maxCostUSD",
+            ),
+        )
+    )
+
     max_turns: Annotated[int, Field(ge=1, le=200, json_schema_extra={"format": "int32"})] | None = None
     """The most turns of a run. A turn is one model call and the tool calls it asks for. Default: 20."""
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000_000, json_schema_extra={"format": "int64"})] | None = None
@@ -196,6 +212,11 @@ class AgentSpec(ApiModel):
             rule(
                 "!has(self.handoffs) || self.handoffs.all(h, self.handoffs.exists_one(o, o.agentRef.name == h.agentRef.name))",
                 "handoffs name each agent once",
+            ),
+            rule(
+                "!has(self.fallbackModelRefs) || self.fallbackModelRefs.all(f, f.name != self.modelRef.name)",
+                "fallbackModelRefs names the agent's own modelRef; name other models",
+                field_path=".fallbackModelRefs",
             ),
         )
     )
@@ -258,6 +279,16 @@ class Agent(Resource):
     An Agent does nothing by itself: an AgentRun gives it a task. A run keeps the agent as it was when the run started, so
     edits touch later runs only.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.spec.handoffs) || self.spec.handoffs.all(h, h.agentRef.name != self.metadata.name)",
+                "an agent cannot hand over to itself",
+                field_path=".spec.handoffs",
+            ),
+        )
+    )
 
     KIND: ClassVar[str] = "Agent"
     PLURAL: ClassVar[str] = "agents"

@@ -139,7 +139,8 @@ class AgentModelSpec(ApiModel):
                 "!has(self.auth) || !has(self.auth.workloadIdentity) || "
                 "(self.provider == 'OpenAI' && has(self.auth.workloadIdentity.openAI)) || "
                 "(self.provider == 'Anthropic' && has(self.auth.workloadIdentity.anthropic))",
-                "workloadIdentity is for provider OpenAI with its member openAI, and Anthropic with its member anthropic",
+                "workloadIdentity is for provider OpenAI with its member openAI, and Anthropic with its member anthropic; "
+                "use apiKey for the others",
             ),
             rule(
                 "!has(self.parameters) || !has(self.parameters.temperature) || "
@@ -198,6 +199,7 @@ class AgentModel(Resource):
         {"name": "Provider", "type": "string", "jsonPath": ".spec.provider"},
         {"name": "Model", "type": "string", "jsonPath": ".spec.name"},
         {"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Ready')].status"},
+        {"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Ready')].reason"},
         {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     ]
 

@@ -83,7 +83,7 @@ class AgentRunSpec(ApiModel):
     `input` and `messages` is set."""
     context: ContextVariables | None = None
     """Context variables: read by instructions and tools, changed by tools, and never shown to the model by themselves. A
-    value that is JSON is read as such (`"3"` is a number), any other is text; together at most 8192 bytes."""
+    value that is JSON is read as such (`"3"` is a number), any other is text; each at most 4096 characters, together at most 8192 bytes."""
     limits: Limits | None = None
     """Where this run ends at the latest. Each limit counts only where it is lower than the agent's."""
     ttl_after_finished: Duration | None = None

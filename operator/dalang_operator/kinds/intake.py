@@ -2,10 +2,11 @@
 
 What wakes a kind, besides its own objects:
 
-    Agent        its AgentModels, its AgentPool (the catalogue), the Agents it names, the ConfigMap of `instructionsFrom`
-    AgentPool    its Agents, the AgentModels of those and of its retrievers (Secrets, tokens), its Deployment,
-                 the ConfigMaps of `toolsFrom`, a run that starts, the last run that ends or awaits approval
-    AgentRun     while it waits: every Agent it can reach, their AgentModels, AgentPools and ConfigMaps
+    Agent        its AgentModels, its AgentPool (but not its workers' coming and going), the Agents it names,
+                 the ConfigMap of `instructionsFrom`
+    AgentPool    its Agents, also one that leaves, the AgentModels of those and of its retrievers (Secrets, tokens), its Deployment,
+                 the ConfigMaps of `toolsFrom`, a run that starts, the last run that ends
+    AgentRun     while it waits: every Agent it can reach, their AgentModels, AgentPools (as above) and ConfigMaps
     AgentApproval  the AgentRun that waits for it, whenever it reports or leaves the watch
 
 ConfigMaps are watched only with the label `dalang.dev/tools`; others are read again while they are missing.
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 from dalang_operator.kinds.agentapproval.reconcile import ApprovalFacts
 from dalang_operator.kinds.agentrun.reconcile import RunFacts
-from dalang_operator.kinds.reach import Reach, find_reach
+from dalang_operator.kinds.reach import Reach, find_reach, has_live_run
 from dalang_operator.kube.resources import Json, ObjectKey, key_of, uid_of
 from dalang_operator.runtime.cache import POOL_LABEL, Cache, is_awaiting, is_finished, pending_approvals, pools_of_run
 from dalang_operator.runtime.queue import Queue
@@ -41,15 +42,14 @@ class Intake:
 
     def applied(self, kind: str, obj: Json) -> None:
         """An object exists in this state. An older state than the cached one is ignored."""
-        if kind == "AgentRun":
-            if is_finished(obj):  # the watch leaves these out; a list may race with an end
-                self.removed(kind, obj)
-                return
-            before = self._cache.runs.get(key_of(obj))
-            if before is not None and uid_of(before) != uid_of(obj):
-                self._mark_gone(before)
+        if kind == "AgentRun" and is_finished(obj):  # the watch leaves these out; a list may race with an end
+            self.removed(kind, obj)
+            return
+        before = self._cache.store(kind).get(key_of(obj))
+        if kind == "AgentRun" and before is not None and uid_of(before) != uid_of(obj):
+            self._mark_gone(before)
         if self._cache.store(kind).put(obj):
-            self._enqueue(wakes(self._cache, kind, obj))
+            self._enqueue(wakes(self._cache, kind, obj, before))
             if kind == "AgentRun":
                 self._reported(obj)
 
@@ -76,7 +76,7 @@ class Intake:
     def _let_pools_rest(self, run: Json) -> None:
         """Have the pools looked at that a run needs no more, or not for now."""
         for pool in _pool_keys(self._cache, run):
-            if not self._cache.has_live_run(pool):
+            if not has_live_run(self._cache, pool):
                 self._queues["AgentPool"].add(pool)
 
     def enqueue_all(self) -> None:
@@ -93,8 +93,15 @@ class Intake:
             self._queues[kind].add(key)
 
 
-def wakes(cache: Cache, kind: str, obj: Json) -> Iterator[Wake]:
-    """Yield what an object concerns, itself included."""
+def wakes(cache: Cache, kind: str, obj: Json, before: Json | None = None) -> Iterator[Wake]:
+    """Yield what an object concerns, itself included.
+
+    Args:
+        cache: Has the object by now.
+        kind: Its kind.
+        obj: As it is.
+        before: As the cache had it; None where it is new, and where it is gone.
+    """
     key = key_of(obj)
     if kind == "Deployment":
         pool = obj["metadata"].get("labels", {}).get(POOL_LABEL)
@@ -108,7 +115,8 @@ def wakes(cache: Cache, kind: str, obj: Json) -> Iterator[Wake]:
         return
     yield Wake(kind, key)
     if kind == "Agent":
-        yield Wake("AgentPool", ObjectKey(key.namespace, pool_of(obj)))
+        for name in dict.fromkeys(pool_of(each) for each in (obj, before) if each):
+            yield Wake("AgentPool", ObjectKey(key.namespace, name))
         for caller in cache.agents.by("agent", key.namespace, key.name):
             yield Wake("Agent", caller)
         yield from _waiting(cache, [key])
@@ -116,7 +124,7 @@ def wakes(cache: Cache, kind: str, obj: Json) -> Iterator[Wake]:
         asked = [*pending_approvals(obj), *(found.name for found in cache.approvals.by("run", *key))]
         for name in dict.fromkeys(asked):
             yield Wake("AgentApproval", ObjectKey(key.namespace, name))
-    elif kind == "AgentPool":
+    elif kind == "AgentPool" and (before is None or _told_by_pool(before) != _told_by_pool(obj)):
         yield from _agents_and_runs(cache, cache.agents.by("pool", key.namespace, key.name))
     elif kind == "AgentModel":
         agents = cache.agents_that_call(key)
@@ -125,6 +133,12 @@ def wakes(cache: Cache, kind: str, obj: Json) -> Iterator[Wake]:
         for pool in sorted(pools):
             yield Wake("AgentPool", ObjectKey(key.namespace, pool))
         yield from _agents_and_runs(cache, agents)
+
+
+def _told_by_pool(pool: Json) -> tuple[object, ...]:
+    """Return what Agents and waiting runs go by; a pool's status is written far more often, as its workers come and go."""
+    status = pool.get("status", {})
+    return uid_of(pool), pool["metadata"]["generation"], status.get("build"), status.get("catalogue")
 
 
 def _agents_and_runs(cache: Cache, agents: list[ObjectKey]) -> Iterator[Wake]:

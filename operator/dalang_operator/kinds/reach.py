@@ -7,13 +7,14 @@ the retriever's vectors. The checks of one Agent are those of its readiness, too
 
 import difflib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dalang_api.contract import SNAPSHOT_MAX_AGENTS
 from dalang_api.v1alpha1.conditions import Reason
 
-from dalang_operator.kube.resources import Json, key_of
+from dalang_operator.kube.resources import Json, ObjectKey, key_of
+from dalang_operator.runtime.cache import Cache, Known
 from dalang_operator.runtime.references import (
     DEFAULT_POOL,
     agents_of,
@@ -24,17 +25,6 @@ from dalang_operator.runtime.references import (
     retrievers_of,
     servers_of,
 )
-
-Lookup = Callable[[str], Json | None]
-
-
-@dataclass(frozen=True)
-class Known:
-    """The objects of one namespace, by name."""
-
-    agents: Lookup
-    models: Lookup
-    pools: Lookup
 
 
 @dataclass(frozen=True)
@@ -83,6 +73,29 @@ def find_reach(agent: Json, known: Known) -> Reach | Gap | TooMany:
             return TooMany()
     gap = missing or first_gap(agents.values(), known)
     return gap or Reach(tuple(agents.values()), tuple(_models(agents.values(), known)))
+
+
+def has_live_run(cache: Cache, pool: ObjectKey) -> bool:
+    """Return whether a run needs the pool: one that is under way and may call it, or one that could start.
+
+    One that awaits approval does not, but for the while between a decision and its next report.
+    """
+    if cache.runs.count("pool", pool.namespace, pool.name) or cache.wakes(pool):
+        return True
+    known = cache.known(pool.namespace)
+    for agent_key in cache.agents_that_reach(cache.agents.by("pool", pool.namespace, pool.name)):
+        if not cache.runs.has_any("waiting", pool.namespace, agent_key.name, _could_start):
+            continue
+        agent = cache.agents.get(agent_key)
+        if agent and isinstance(find_reach(agent, known), Reach):
+            return True
+    return False
+
+
+def _could_start(run: Json) -> bool:
+    """Whether nothing keeps a waiting run that the cache does not know: not every ConfigMap is watched."""
+    conditions = run.get("status", {}).get("conditions", ())
+    return all(condition["reason"] != Reason.CONFIG_MAP_NOT_FOUND for condition in conditions)
 
 
 def first_gap(agents: Iterable[Json], known: Known) -> Gap | None:

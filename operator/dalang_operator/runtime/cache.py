@@ -8,11 +8,11 @@ watch.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from dalang_api import contract
-from dalang_api.v1alpha1.conditions import Phase, Reason
+from dalang_api.v1alpha1.conditions import Phase
 
-from dalang_operator.kinds.reach import Known, Reach, find_reach
 from dalang_operator.kube.resources import Json, ObjectKey, key_of
 from dalang_operator.runtime.metrics import CACHED
 from dalang_operator.runtime.references import (
@@ -32,6 +32,17 @@ POOL_LABEL = "dalang.dev/pool"
 
 _DROPPED_MAX = 4096
 _IndexKey = tuple[str, str, str]
+
+Lookup = Callable[[str], Json | None]
+
+
+@dataclass(frozen=True)
+class Known:
+    """The objects of one namespace, by name."""
+
+    agents: Lookup
+    models: Lookup
+    pools: Lookup
 
 
 def version_of(obj: Json) -> int:
@@ -172,12 +183,6 @@ def pending_approvals(run: Json) -> list[str]:
     return [pending["name"] for pending in run.get("status", {}).get("pendingApprovals", ())]
 
 
-def _could_start(run: Json) -> bool:
-    """Whether nothing keeps a waiting run that the cache does not know: not every ConfigMap is watched."""
-    conditions = run.get("status", {}).get("conditions", ())
-    return all(condition["reason"] != Reason.CONFIG_MAP_NOT_FOUND for condition in conditions)
-
-
 def _instructions_source(agent: Json) -> list[str]:
     source = instructions_key_of(agent)
     return [source.name] if source else []
@@ -284,22 +289,10 @@ class Cache:
         run = self.runs.get(key)
         return run is not None and is_awaiting(run) and self.awake.get(key) == (run["metadata"]["uid"], report_seq(run))
 
-    def has_live_run(self, pool: ObjectKey) -> bool:
-        """Return whether a run needs the pool: one that is under way and may call it, or one that could start.
-
-        One that awaits approval does not, but for the while between a decision and its next report.
-        """
-        if self.runs.count("pool", pool.namespace, pool.name):
-            return True
-        for key in list(self.awake):
-            needed = pools_of_run(self.runs.get(key) or {}) if key.namespace == pool.namespace else []
-            if pool.name in needed and self.is_awake(key):
-                return True
-        known = self.known(pool.namespace)
-        for agent_key in self.agents_that_reach(self.agents.by("pool", pool.namespace, pool.name)):
-            if not self.runs.has_any("waiting", pool.namespace, agent_key.name, _could_start):
-                continue
-            agent = self.agents.get(agent_key)
-            if agent and isinstance(find_reach(agent, known), Reach):
-                return True
-        return False
+    def wakes(self, pool: ObjectKey) -> bool:
+        """Return whether a run that was told something may need the pool."""
+        return any(
+            pool.name in pools_of_run(self.runs.get(key) or {}) and self.is_awake(key)
+            for key in list(self.awake)
+            if key.namespace == pool.namespace
+        )

@@ -557,6 +557,12 @@ class Shop:
         self.runs.append(run)
         return run
 
+    def adopt(self, name: str) -> Run:
+        """Return a run that somebody else has created."""
+        run = Run(self, name, self.get("AgentRun", name)["metadata"]["uid"])
+        self.runs.append(run)
+        return run
+
     def task(
         self,
         name: str,

@@ -197,3 +197,18 @@ def test_many_objects_are_compared_in_one_pass() -> None:
 @pytest.mark.parametrize("answer", ['{"a": 1e299}', '{"a": ' + "9" * 290 + "}"])
 def test_large_numbers_are_checked(answer: str) -> None:
     assert fit(of({"multipleOf": 0.1, "minimum": 1}), answer)
+
+
+def test_a_schema_is_checked_once_whatever_the_verdict() -> None:
+    fields = {f"field_{number}": {"type": "string", "description": "what it says"} for number in range(300)}
+    for schema in ({**OBJECT, "properties": fields}, {**OBJECT, "properties": {**fields, "z": {"type": "text"}}}):
+        problems = set()
+        for attempt in range(200):
+            if attempt == 1:
+                began = time.process_time()
+            try:
+                check(json.loads(json.dumps(schema)))
+            except OutputSchemaError as error:
+                problems.add(str(error))
+        assert time.process_time() - began < 1  # 0.1 s each without a memory
+        assert len(problems) == ("z" in schema["properties"])

@@ -229,6 +229,31 @@ def test_whoever_writes_a_template_cannot_hold_a_worker_up(template: str, contex
     assert time.monotonic() - began < 1
 
 
+@pytest.mark.parametrize(
+    ("expression", "context"),
+    [
+        pytest.param("context.x | title", {"x": "a " * 4000}, id="title"),
+        pytest.param("context.x | unique", {"x": [{}] * 2000}, id="unique, of objects"),
+        pytest.param("context.x | unique", {"x": A}, id="unique, of characters"),
+        pytest.param("context.x | map(attribute='a.a.a.a.a.a.a.a') | first", {"x": [{"a": {}}] * 800}, id="map"),
+        pytest.param("context.x | map(attribute='0') | list", {"x": A}, id="map, of nothing"),
+        pytest.param("context.x | sort(attribute='a.a.a.a.a')", {"x": [{}] * 2000}, id="sort by an attribute"),
+        pytest.param("context.x | tojson", {"x": ONES}, id="JSON"),
+        pytest.param("context.x | tojson(indent=0)", {"x": [[[]]] * 1200}, id="JSON in lines"),
+        pytest.param("context.x | string", {"x": [[[]]] * 1200}, id="a list written"),
+        pytest.param("context.x | indent(0)", {"x": chr(10) * 8000}, id="empty lines"),
+        pytest.param("context.x | trim(context.y)", {"x": A[:4000], "y": "".join(map(chr, range(33, 1200))) + "a"}, id="trim"),
+        pytest.param("context.x | join | wordcount", {"x": ONES}, id="join"),
+    ],
+)  # fmt: skip
+def test_no_filter_is_much_cheaper_than_it_is_slow(expression: str, context: dict[str, Any]) -> None:
+    template = f"{{% for a in range(1000) %}}{{% if ({expression}) is none %}}{{% endif %}}{{% endfor %}}"
+    check(template)
+    began = time.process_time()
+    problem(template, **context)
+    assert time.process_time() - began < 0.3  # 0.05 to 0.15 on an idle machine
+
+
 def test_what_is_large_but_bounded_is_rendered() -> None:
     context = [f"order {number:03}" for number in range(CONTEXT_MAX_BYTES // 16)]
     template = "{% for x in context.l %}{{ loop.index }}. {{ x | upper }}: {{ x | length + 1 }}\n{% endfor %}"
@@ -242,3 +267,13 @@ def test_a_template_is_compiled_once() -> None:
     for _ in range(20):
         check(template)
     assert time.monotonic() - began < 0.05
+
+
+def test_a_template_that_is_refused_is_read_once() -> None:
+    template = "{{ context.x }}" * 600 + "{% set x = 1 %}"
+    for attempt in range(200):
+        if attempt == 1:
+            began = time.process_time()
+        with pytest.raises(TemplateError, match=r"^line 1: {% set %} is not allowed in instructions$"):
+            check(template)
+    assert time.process_time() - began < 0.2

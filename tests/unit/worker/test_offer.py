@@ -20,7 +20,7 @@ from dalang_api.contract import (
 )
 from dalang_worker.approvals import CalledTool, Circumstances
 from dalang_worker.mcp import McpTool, McpUnavailableError
-from dalang_worker.tools.offer import FunctionMissingError, Offers, make_offers
+from dalang_worker.tools.offer import NotHereError, Offers, make_offers
 
 Tools = dict[str, ToolFunction]
 
@@ -30,6 +30,9 @@ class FakeServers:
     """Servers with these tools; a server that is not among them is away."""
 
     tools: dict[str, list[str]] = field(default_factory=dict)
+
+    def has(self, server: str) -> bool:
+        return server != "unknown"
 
     async def list_tools(self, server: str) -> list[McpTool]:
         if server not in self.tools:
@@ -89,7 +92,7 @@ async def test_a_function_is_judged_by_its_signature(weather: Tools) -> None:
 
 
 async def test_a_function_the_worker_does_not_have_is_named(registry: Tools) -> None:
-    with pytest.raises(FunctionMissingError, match=r"no function weather \(they register: none\)"):
+    with pytest.raises(NotHereError, match=r"no function weather \(they register: none\)"):
         await offers(registry, WEATHER)
 
 
@@ -125,6 +128,19 @@ async def test_a_server_s_tools_keep_its_names_and_only_those_allowed_are_offere
     assert made.judge("c", "pay", "{}") == CallVerdict(call_id="c", function="pay", server="shop", once=True)
     assert "not JSON" in (made.judge("c", "find", "{").error or "")
     assert "not a JSON object" in (made.judge("c", "find", "[]").error or "")
+
+
+async def test_a_server_this_worker_does_not_know_is_waited_for(registry: Tools) -> None:
+    with pytest.raises(NotHereError, match="no MCP server unknown, or not yet") as missing:
+        await offers(registry, mcp("unknown"))
+    assert missing.value.reason == "ServerNotFound"
+
+
+async def test_a_server_that_is_named_twice_does_not_clash_with_itself(registry: Tools) -> None:
+    made = await offers(
+        registry, mcp("shop", "find"), mcp("shop", "find", "pay"), servers=FakeServers({"shop": ["find", "pay"]})
+    )
+    assert list(made.tools) == ["find", "pay"]
 
 
 async def test_names_that_are_taken_get_the_server_s_before_them(weather: Tools) -> None:
@@ -215,7 +231,7 @@ async def test_two_bindings_of_a_server_s_tool_ask_for_both(registry: Tools) -> 
     asking = ToolBinding(name="paying", mcp=McpBinding(server="shop", tools=["pay"]), approval=ALWAYS)
     made = await offers(registry, mcp("shop"), asking, servers=FakeServers({"shop": ["pay", "find"]}))
     asked = {name: made.judge("c", name, "{}").approval is not None for name in made.tools}
-    assert asked == {"find": False, "shop__pay": True}
+    assert asked == {"find": False, "pay": True}
 
 
 async def test_arguments_that_cannot_be_shown_are_refused(weather: Tools) -> None:

@@ -1,10 +1,13 @@
 """Keys out of mounted Secrets, and what is said where there is none."""
 
+import base64
+import json
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import pytest
 from dalang_api.contract import SecretKey
-from dalang_worker.secrets import SecretNotFoundError, read_key
+from dalang_worker.secrets import SecretNotFoundError, read_key, redact
 
 KEY = SecretKey(name="openai", key="api-key")
 
@@ -68,3 +71,32 @@ def test_a_folder_in_the_place_of_a_key(tmp_path: Path) -> None:
     (tmp_path / "openai" / "api-key").mkdir(parents=True)
     with pytest.raises(SecretNotFoundError, match="cannot be read: IsADirectoryError"):
         read_key(tmp_path, KEY)
+
+
+AWKWARD = 'a+/="\\&%41 b'
+
+
+@pytest.mark.parametrize(
+    "spelt",
+    [
+        pytest.param(AWKWARD, id="as it is"),
+        pytest.param(json.dumps(AWKWARD)[1:-1], id="as JSON"),
+        pytest.param(json.dumps(AWKWARD)[1:-1].replace("/", "\\/"), id="as JSON with its slashes escaped"),
+        pytest.param(json.dumps(json.dumps(AWKWARD))[3:-3], id="as JSON within JSON"),
+        pytest.param(repr(AWKWARD)[1:-1], id="as Python"),
+        pytest.param(quote(AWKWARD, safe=""), id="in a URL"),
+        pytest.param(quote(AWKWARD), id="in a URL's path"),
+        pytest.param(quote_plus(AWKWARD), id="in a form"),
+        pytest.param(base64.b64encode(AWKWARD.encode()).decode().rstrip("="), id="as base64"),
+    ],
+)
+def test_a_secret_is_redacted_however_it_is_spelt(spelt: str) -> None:
+    assert redact(f"no <{spelt}>, <{spelt}>!", [AWKWARD], "[key]") == "no <[key]>, <[key]>!"
+
+
+def test_of_secrets_within_each_other_the_longest_is_redacted_first() -> None:
+    assert redact("sk-12345 and sk-123", ["sk-123", "sk-12345"], "[key]") == "[key] and [key]"
+
+
+def test_without_secrets_a_text_stays_as_it_is() -> None:
+    assert redact("no sk-1", [], "[key]") == "no sk-1"

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from dalang_api.contract import EMPTY_DIGEST, Message, ModelCall, TextPart, extend_digest
+from dalang_api.contract import EMPTY_DIGEST, Message, ModelCall, OpaquePart, TextPart, extend_digest
 from dalang_worker.conductor.thread import Thread
 from dalang_worker.transcripts import Transcripts
 from temporalio.client import Client
@@ -150,3 +150,12 @@ async def test_side_by_side_attempts_do_not_mix(transcripts: Transcripts) -> Non
     transcripts.said(RUN, "main", assistant("of the second"))
     thread.append_reply(assistant("of the first"))
     assert await transcripts.messages(RUN, call(thread)) == [user(), assistant("of the first")]
+
+
+async def test_what_is_a_providers_own_counts_too() -> None:
+    """Signed thinking is the largest part of many a conversation."""
+    thought = Message(role="assistant", parts=[OpaquePart(provider="Anthropic", model="m", data="x" * 50_000)])
+    transcripts = Transcripts(NobodyToAsk(), 100_000)
+    for name in ("first", "second", "third"):
+        await transcripts.messages(RUN, call(Thread(name, [thought])))
+    assert [key[1] for key in transcripts._threads] == ["third"]

@@ -136,6 +136,15 @@ def briefing(context: Context) -> str:
 
 
 @instructions
+def shaky_briefing(context: Context) -> str:
+    """Instructions that cannot be made the first two times."""
+    _append(context["log"], "asked")
+    if len(Path(context["log"]).read_text().split()) < 3:
+        raise ConnectionError("the shop does not answer")
+    return "Be brief."
+
+
+@instructions
 def broken_briefing() -> str:
     """Instructions that cannot be made."""
     raise LookupError("no such customer")

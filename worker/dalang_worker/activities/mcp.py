@@ -109,7 +109,7 @@ def _check_changed(call: ToolCall, tool: McpTool) -> None:
 
 def _parse(arguments: str) -> dict[str, Any]:
     try:
-        parsed = from_json(arguments, allow_inf_nan=False)
+        parsed = from_json(arguments.strip() or "{}", allow_inf_nan=False)
     except ValueError as error:
         raise _ArgumentsError(f"The arguments are not JSON: {error}") from None
     if not isinstance(parsed, dict):

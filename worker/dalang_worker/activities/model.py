@@ -45,6 +45,8 @@ from dalang_worker.activities.heartbeat import beating
 from dalang_worker.approvals import Circumstances, UnshowableError
 from dalang_worker.metrics import MODEL_CALL_TIME, MODEL_CALLS, TOKENS, measured
 from dalang_worker.providers import (
+    EMBEDDERS,
+    CallFailure,
     Credentials,
     Embedder,
     Embedding,
@@ -60,7 +62,7 @@ from dalang_worker.retrieval import RetrievalError, Retrievers
 from dalang_worker.secrets import SecretNotFoundError, read_key
 from dalang_worker.settings import WorkerSettings
 from dalang_worker.text import clean, cut
-from dalang_worker.tools.offer import FunctionMissingError, Offers, Servers, make_offers
+from dalang_worker.tools.offer import NotHereError, Offers, Servers, make_offers
 from dalang_worker.tools.runner import ToolRunner
 from dalang_worker.transcripts import RunKey, Snapshots, Transcripts
 
@@ -70,6 +72,8 @@ TELL_FROM_ATTEMPT = 3
 """The attempt whose failure the run's condition first tells; earlier ones are the usual noise of networks."""
 TELL_LONG_WAIT_SECONDS = 5.0
 """A longer wait that the endpoint asks for is told whatever the attempt."""
+LONGEST_WAIT_BEFORE_NEXT_SECONDS = 30.0
+"""Where another model of `fallbackModelRefs` comes next, an endpoint that asks for a longer wait is not waited for."""
 TELL_INTERVAL_SECONDS = 30.0
 """A call's failures are told at most this often; each is a signal in the run's history."""
 TOOL_NAME_MAX_CHARS = 128
@@ -89,6 +93,10 @@ class Passages:
     input_tokens: int = 0
     cost_usd: Decimal | None = Decimal(0)
 
+    def size_bytes(self) -> int:
+        """Return about what they take in memory."""
+        return len((self.text or "").encode()) + 600
+
 
 class ModelActivity:
     """Makes model calls for every run of this worker."""
@@ -101,7 +109,9 @@ class ModelActivity:
         self._transcripts = Transcripts(client, settings.transcript_cache_mib * 1024 * 1024)
         self._snapshots = Snapshots(client)
         self._retrievers = Retrievers(settings.retrievers, settings.secrets_path, self._embed)
-        self._passages: LRUCache[tuple[RunKey, str, str, int], str] = LRUCache(PASSAGES_MAX_BYTES, getsizeof=len)
+        self._passages: LRUCache[tuple[RunKey, str, str, int], Passages] = LRUCache(
+            PASSAGES_MAX_BYTES, getsizeof=Passages.size_bytes
+        )
         self._providers: dict[str, Provider] = {}
         self._told: TTLCache[tuple[str, str, str], None] = TTLCache(maxsize=10_000, ttl=TELL_INTERVAL_SECONDS)
 
@@ -112,14 +122,14 @@ class ModelActivity:
             try:
                 return await self._complete(call)
             except ApplicationError as error:
-                await self._tell(error)
+                await self._tell(error, call.thread)
                 raise
             except asyncio.CancelledError as error:
                 raise interrupted(error) from None
             except Exception as error:  # a bug here; without this the run would say Running until its timeout
                 log.exception("%s: model call failed", activity.info().workflow_id)
                 told = retryable(Reason.MODEL_RETRYING, f"{type(error).__name__} in the worker; see its log")
-                await self._tell(told)
+                await self._tell(told, call.thread)
                 raise told from None
 
     async def _complete(self, call: ModelCall) -> ModelReply:
@@ -128,7 +138,9 @@ class ModelActivity:
         snapshot = await self._snapshots.get(run, call.snapshot)
         agent = snapshot.agent(call.agent)
         model = snapshot.model(call.model or agent.model)
+        await _check_schema(agent)
         cap = answer_cap(call, model)
+        most = cap[0] if cap else None
         circumstances = circumstances_of(agent, call, run, self._settings.approvals)
         offers = await self._offers(agent, snapshot, circumstances)
         messages = await self._transcripts.messages(run, call)
@@ -151,20 +163,28 @@ class ModelActivity:
             parallel_tool_calls=agent.parallel_tool_calls,
             output_schema=agent.output_schema if takes_schema else None,
             temperature=_temperature(agent, model),
-            max_output_tokens=min((limit for limit in (wanted, cap) if limit is not None), default=None),
+            max_output_tokens=min((limit for limit in (wanted, most) if limit is not None), default=None),
         )
-        answer = await _call(provider, request)
-        is_capped = cap is not None and (wanted is None or cap < wanted)
-        # In a thread: policies of approval may take a moment.
-        reply = await asyncio.to_thread(make_reply, call, agent, model, answer, offers, is_capped=is_capped)
+        answer = await _call(provider, request, has_next=bool(call.has_next))
+        blame = cap[1] if cap and (wanted is None or cap[0] < wanted) else None
+        try:
+            # Away from the worker's loop: a large schema takes a while, and so do policies of approval.
+            reply = await asyncio.to_thread(make_reply, call, agent, model, answer, offers, blame)
+        except ApplicationError:
+            raise
+        except Exception as error:  # a bug here; the call is paid for, and must not be made again
+            log.exception("%s: the model's answer could not be read", run[0])
+            words = f"{type(error).__name__} in the worker while reading the model's answer; see its log"
+            raise final(Reason.MODEL_FAILED, words) from None
         self._transcripts.said(run, call.thread, reply.message)
+        self._paid_for(run, call, agent, messages)
         return _with_passages(reply, passages)
 
     async def _offers(self, agent: AgentSnapshot, snapshot: Snapshot, circumstances: Circumstances) -> Offers:
         try:
             return await make_offers(agent, snapshot, registered_tools(), self._servers, circumstances)
-        except FunctionMissingError as error:
-            raise retryable(Reason.TOOL_NOT_FOUND, str(error)) from None
+        except NotHereError as error:
+            raise retryable(error.reason, str(error)) from None
 
     def _credentials(self, model: ModelSnapshot) -> Credentials:
         """Return how calls of a model prove who they are.
@@ -192,9 +212,12 @@ class ModelActivity:
         place = _last_of_user(messages)
         if agent.retriever is None or place is None:
             return Passages()
+        if not self._retrievers.has(agent.retriever):
+            words = f"This worker's pool has no retriever {agent.retriever}, or not yet"
+            raise retryable(Reason.RETRIEVER_NOT_FOUND, words)
         key = (run, call.thread, agent.retriever, place)
         if (known := self._passages.get(key)) is not None:
-            return Passages(known)
+            return known
         try:
             found = await self._retrievers.retrieve(agent.retriever, messages[place].text(), snapshot)
         except RetrievalError as error:
@@ -204,10 +227,20 @@ class ModelActivity:
         cost = _cost(found.model, found.usage, settings.embedding_name)
         if cost is None and call.max_cost_usd is not None:
             raise _price_unknown(found.model, settings.embedding_name or found.model.model)
-        self._passages[key] = found.text
-        return Passages(found.text, None, found.usage.input_tokens, cost)
+        self._passages[key] = Passages(found.text, None, found.usage.input_tokens, cost)
+        return self._passages[key]
+
+    def _paid_for(self, run: RunKey, call: ModelCall, agent: AgentSnapshot, messages: list[Message]) -> None:
+        """A reply has carried what the passages cost; the next one that uses them is not to carry it again."""
+        key = (run, call.thread, agent.retriever or "", _last_of_user(messages) or 0)
+        if (known := self._passages.get(key)) is not None:
+            self._passages[key] = Passages(known.text)
 
     async def _embed(self, model: ModelSnapshot, name: str, text: str) -> Embedding:
+        if model.provider not in EMBEDDERS:
+            failure = CallFailure(Verdict.FINAL, Reason.MODEL_FAILED)
+            words = f"AgentModel {model.name} has provider {model.provider}, which has no embeddings; name one of"
+            raise ModelCallError(failure, f"{words} {' or '.join(EMBEDDERS)}")
         provider = cast(Embedder, await self._provider(model.provider))
         return await provider.embed(model, self._credentials(model), name, text)
 
@@ -224,7 +257,7 @@ class ModelActivity:
         for provider in self._providers.values():
             await provider.close()
 
-    async def _tell(self, error: ApplicationError) -> None:
+    async def _tell(self, error: ApplicationError, thread: str) -> None:
         """Signal the run's workflow that this call fails; a workflow cannot see its activities' attempts."""
         info = activity.info()
         log.warning("%s: model call failed (attempt %d): %s", info.workflow_id, info.attempt, error.message)
@@ -234,7 +267,7 @@ class ModelActivity:
         self._told[call] = None
         handle = self._client.get_workflow_handle(call[0], run_id=call[1])
         reason = Reason.parse(error.type) or Reason.MODEL_RETRYING
-        retrying = Retrying(reason=reason, message=f"{error.message} (attempt {info.attempt})")
+        retrying = Retrying(reason=reason, message=f"{error.message} (attempt {info.attempt})", thread=thread)
         try:
             await handle.signal(contract.RETRYING_SIGNAL, retrying)
         except (TemporalError, TimeoutError) as unsent:
@@ -246,14 +279,14 @@ def is_worth_telling(attempt: int, wait: timedelta | None) -> bool:
     return attempt >= TELL_FROM_ATTEMPT or (wait is not None and wait.total_seconds() > TELL_LONG_WAIT_SECONDS)
 
 
-async def _call(provider: Provider, request: ModelRequest) -> ModelAnswer:
+async def _call(provider: Provider, request: ModelRequest, *, has_next: bool) -> ModelAnswer:
     name = request.model.model
     try:
         with measured(MODEL_CALLS, MODEL_CALL_TIME, name):
             answer = await provider.complete(request)
     except ModelCallError as error:
         # From None: Temporal records causes too, and the SDK's error holds the body, and that perhaps the key.
-        raise _application_error(error) from None
+        raise _application_error(error, has_next=has_next) from None
     TOKENS.labels(name, "input").inc(answer.usage.input_tokens)
     TOKENS.labels(name, "output").inc(answer.usage.output_tokens)
     return answer
@@ -279,7 +312,7 @@ def tool_choice(agent: AgentSnapshot, messages: list[Message], offers: Offers) -
     if not offers.tools or (choice.tool is not None and choice.tool not in offers.tools):
         return None  # noted among what is missing
     place = _last_of_user(messages)
-    was_called = any(message.role == "tool" for message in messages[place or 0 :])
+    was_called = any(message.role == "tool" and message.sender == agent.name for message in messages[place or 0 :])
     return None if was_called else choice
 
 
@@ -294,24 +327,45 @@ def _temperature(agent: AgentSnapshot, model: ModelSnapshot) -> float | None:
     return float(own) if own else None
 
 
-def answer_cap(call: ModelCall, model: ModelSnapshot) -> int | None:
-    """Return the most tokens that the budgets leave for this answer.
+async def _check_schema(agent: AgentSnapshot) -> None:
+    """Check the schema of the answer before anything is paid for.
+
+    Raises:
+        ApplicationError: It is none.
+    """
+    if agent.output_schema is None:
+        return
+    try:
+        await asyncio.to_thread(output_schema.check, agent.output_schema)
+    except output_schema.OutputSchemaError as error:
+        raise final(Reason.INVALID_OUTPUT, f"output.schema of Agent {agent.name}: {error}") from None
+
+
+def answer_cap(call: ModelCall, model: ModelSnapshot) -> tuple[int, Failure] | None:
+    """Return the most tokens that the budgets leave for this answer, and what to say of one that is cut there.
 
     Raises:
         ApplicationError: There is a cost budget and the model's price is not known.
     """
-    caps = [] if call.max_output_tokens is None else [call.max_output_tokens]
+    caps: list[tuple[int, Failure]] = []
+    if call.max_output_tokens is not None:
+        words = f"The answer was cut at what was left of limits.maxTokens: {call.max_output_tokens} tokens"
+        caps.append((call.max_output_tokens, Failure(reason=Reason.TOKEN_BUDGET, message=words)))
     if call.max_cost_usd is not None:
         million = _cost(model, TokenUsage(output_tokens=1_000_000))
         if million is None:
             raise _price_unknown(model, model.model)
         if million:
-            caps.append(max(int(Decimal(call.max_cost_usd) * 1_000_000 / million), 1))
-    return min(caps, default=None)
+            words = f"The answer was cut at what was left of limits.maxCostUSD: {call.max_cost_usd}"
+            most = max(int(Decimal(call.max_cost_usd) * 1_000_000 / million), 1)
+            caps.append((most, Failure(reason=Reason.COST_BUDGET, message=words)))
+    return min(caps, key=lambda cap: cap[0], default=None)
 
 
 def _price_unknown(model: ModelSnapshot, name: str) -> ApplicationError:
-    words = f"limits.maxCostUSD is set and the price of {name} (AgentModel {model.name}) is not known"
+    words = (
+        f"limits.maxCostUSD is set and the price of {name} (AgentModel {model.name}) is not known; limit by maxTokens"
+    )
     return final(Reason.PRICE_UNKNOWN, words)
 
 
@@ -339,10 +393,11 @@ def make_reply(
     model: ModelSnapshot,
     answer: ModelAnswer,
     offers: Offers,
-    *,
-    is_capped: bool = False,
+    blame: Failure | None = None,
 ) -> ModelReply:
     """Return the reply as it is recorded: bounded in size, call ids replaced by ours, a verdict on each call.
+
+    `blame` is the budget that is to blame, and not the model, where the answer was cut.
 
     Of the calls beyond `TURN_MAX_CALLS` one is kept, to tell the model of all of them: some models repeat themselves
     until their output limit.
@@ -351,6 +406,7 @@ def make_reply(
     verdicts: list[CallVerdict] = []
     asked = sum(isinstance(part, RequestedCall) for part in answer.parts)
     text_left, opaque_left = contract.MESSAGE_MAX_BYTES, contract.OPAQUE_MAX_BYTES
+    arguments_left = contract.TURN_ARGUMENTS_MAX_BYTES
     for part in answer.parts:
         if isinstance(part, TextPart):
             text = cut(part.text, text_left) if text_left > 0 else ""
@@ -365,10 +421,17 @@ def make_reply(
             call_id = f"call_{call.turn}_{index}"
             name, arguments = clean(part.tool)[:TOOL_NAME_MAX_CHARS], clean(part.arguments)
             fits = index < contract.TURN_MAX_CALLS
-            verdicts.append(offers.judge(call_id, name, arguments) if fits else _too_many(call_id, asked))
+            size = len(arguments.encode())
+            arguments_left -= size
+            if not fits:
+                verdicts.append(_too_many(call_id, asked))
+            elif arguments_left < 0:
+                verdicts.append(_too_long(call_id))
+            else:
+                verdicts.append(offers.judge(call_id, name, arguments))
             # Arguments that do not fit our bounds are not kept: cut JSON is no JSON.
-            is_small = len(arguments.encode()) <= contract.TOOL_OUTPUT_MAX_BYTES
-            parts.append(ToolCallPart(call_id=call_id, tool=name, arguments=arguments if is_small else "{}"))
+            is_kept = size <= contract.TOOL_OUTPUT_MAX_BYTES and arguments_left >= 0
+            parts.append(ToolCallPart(call_id=call_id, tool=name, arguments=arguments if is_kept else "{}"))
     message = Message(role="assistant", parts=parts or [TextPart(text="")], sender=agent.name)
     structured, correction = _judge_answer(agent, answer, is_answer=not verdicts)
     needed: ApprovalNeeded | None = None
@@ -385,7 +448,7 @@ def make_reply(
         input_tokens=answer.usage.input_tokens,
         output_tokens=answer.usage.output_tokens,
         cost_usd=None if cost is None else prices.decimal_text(cost),
-        failure=_failure(call, answer, is_capped=is_capped),
+        failure=blame if blame and _is_cut(answer) else answer.failure,
         tools_failure="; ".join(offers.missing)[:700] or None,
         call_again=answer.call_again or None,
         structured_output=structured,
@@ -407,19 +470,10 @@ def _judge_answer(
         return output_schema.fit(agent.output_schema, text), None
     except output_schema.AnswerError as error:
         return None, cut(str(error), contract.TOOL_OUTPUT_MAX_BYTES)
-    except output_schema.OutputSchemaError as error:
-        raise final(Reason.INVALID_OUTPUT, f"output.schema of Agent {agent.name}: {error}") from None
 
 
-def _failure(call: ModelCall, answer: ModelAnswer, *, is_capped: bool) -> Failure | None:
-    """Return why the answer counts for nothing; cut at what a budget left, the budget is to blame and not the model."""
-    if answer.failure is None or answer.failure.reason != Reason.OUTPUT_TRUNCATED or not is_capped:
-        return answer.failure
-    if call.max_cost_usd is not None:
-        words = f"The answer was cut at what was left of limits.maxCostUSD: {call.max_cost_usd}"
-        return Failure(reason=Reason.COST_BUDGET, message=words)
-    words = f"The answer was cut at what was left of limits.maxTokens: {call.max_output_tokens} tokens"
-    return Failure(reason=Reason.TOKEN_BUDGET, message=words)
+def _is_cut(answer: ModelAnswer) -> bool:
+    return answer.failure is not None and answer.failure.reason == Reason.OUTPUT_TRUNCATED
 
 
 def _with_passages(reply: ModelReply, passages: Passages) -> ModelReply:
@@ -437,13 +491,23 @@ def _with_passages(reply: ModelReply, passages: Passages) -> ModelReply:
     )
 
 
+def _too_long(call_id: str) -> CallVerdict:
+    limit = contract.TURN_ARGUMENTS_MAX_BYTES
+    return CallVerdict(
+        call_id=call_id, error=f"Not run: the arguments of this turn's calls are longer than {limit} bytes."
+    )
+
+
 def _too_many(call_id: str, asked: int) -> CallVerdict:
     limit = contract.TURN_MAX_CALLS
     error = f"Not run: {asked} calls in one turn, of which the first {limit} were run. Ask again for the rest."
     return CallVerdict(call_id=call_id, error=error)
 
 
-def _application_error(error: ModelCallError) -> ApplicationError:
+def _application_error(error: ModelCallError, *, has_next: bool) -> ApplicationError:
+    wait = error.failure.after_seconds
+    if has_next and wait is not None and wait > LONGEST_WAIT_BEFORE_NEXT_SECONDS:
+        return final(Reason.MODEL_FAILED, f"{error} (asks to be called again in {wait:g} s)")
     if error.failure.verdict is Verdict.FINAL:
         return final(error.failure.reason, str(error))
     return retryable(error.failure.reason, str(error), error.failure.after_seconds)

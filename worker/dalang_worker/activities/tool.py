@@ -29,6 +29,8 @@ from dalang_worker.tools.runner import ToolRaisedError, ToolRunner
 log = logging.getLogger(__name__)
 
 
+MISSING_ATTEMPTS = 5
+"""How often a tool is looked for that this worker does not have: some 15 s, in which a rollout may bring it back."""
 _VARIABLE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,63}")
 _AGENT_NAME_MAX = 63
 
@@ -48,7 +50,8 @@ class ToolActivity:
         function = registered_tools().get(call.function)
         if function is None:
             problem = f"This worker registers no function {call.function}"
-            if call.once:  # there is no second attempt, and the model is not to think that the outcome is unknown
+            # Where there is no further attempt the model is not to think that the outcome is unknown.
+            if call.once or activity.info().attempt >= MISSING_ATTEMPTS:
                 return _failed(f"The tool did not run. {problem}.")
             raise retryable(Reason.TOOL_NOT_FOUND, problem)
         try:

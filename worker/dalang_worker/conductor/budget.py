@@ -44,9 +44,42 @@ class Budget:
             LimitReached: A budget of this conversation or of a caller is used up.
         """
         for budget in self._chain():
-            budget._check()
+            budget.check_turns()
+        self.check_spending()
         for budget in self._chain():
             budget.turns += 1
+
+    def take_back_turn(self) -> None:
+        """Count a turn no longer, here and for all callers: no model was called in it."""
+        for budget in self._chain():
+            budget.turns -= 1
+
+    def check_turns(self) -> None:
+        """Check the turns of this conversation alone.
+
+        Raises:
+            LimitReached: They are used up.
+        """
+        limit = self.limits.max_turns
+        if limit is not None and self.turns >= limit:
+            words = f"No answer after limits.maxTurns = {limit} model calls; raise the limit or narrow the task"
+            raise LimitReached(self, Reason.MAX_TURNS, words)
+
+    def check_spending(self) -> None:
+        """Check tokens and money, here and for all callers.
+
+        Raises:
+            LimitReached: A budget of this conversation or of a caller is used up.
+        """
+        for budget in self._chain():
+            limits, tokens, cost = budget.limits, budget.tokens(), budget.cost_usd
+            used = f"in {budget.turns} model calls"
+            if limits.max_tokens is not None and tokens >= limits.max_tokens:
+                words = f"limits.maxTokens = {limits.max_tokens} is used up: {tokens} tokens {used}"
+                raise LimitReached(budget, Reason.TOKEN_BUDGET, words)
+            if limits.max_cost_usd is not None and cost >= Decimal(limits.max_cost_usd):
+                words = f"limits.maxCostUSD = {limits.max_cost_usd} is used up: {cost} {used}"
+                raise LimitReached(budget, Reason.COST_BUDGET, words)
 
     def charge(self, reply: ModelReply) -> None:
         """Count what a model call used, here and for all callers."""
@@ -82,19 +115,3 @@ class Budget:
 
     def _chain(self) -> "list[Budget]":
         return [self, *(self.parent._chain() if self.parent else ())]
-
-    def _check(self) -> None:
-        limits = self.limits
-        if limits.max_turns is not None and self.turns >= limits.max_turns:
-            words = (
-                f"No answer after limits.maxTurns = {limits.max_turns} model calls; raise the limit or narrow the task"
-            )
-            raise LimitReached(self, Reason.MAX_TURNS, words)
-        if limits.max_tokens is not None and self.tokens() >= limits.max_tokens:
-            words = (
-                f"limits.maxTokens = {limits.max_tokens} is used up: {self.tokens()} tokens in {self.turns} model calls"
-            )
-            raise LimitReached(self, Reason.TOKEN_BUDGET, words)
-        if limits.max_cost_usd is not None and self.cost_usd >= Decimal(limits.max_cost_usd):
-            words = f"limits.maxCostUSD = {limits.max_cost_usd} is used up: {self.cost_usd} in {self.turns} model calls"
-            raise LimitReached(self, Reason.COST_BUDGET, words)

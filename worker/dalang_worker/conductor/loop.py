@@ -42,6 +42,10 @@ FALLBACK_REASONS = frozenset(
     }
 )
 """What the next model may do better."""
+BEFORE_THE_CALL = frozenset(
+    {Reason.INVALID_INSTRUCTIONS, Reason.INVALID_OUTPUT, Reason.PRICE_UNKNOWN, Reason.SECRET_NOT_FOUND}
+)
+"""What fails before the model is called, so that there was no turn."""
 RUN_WIDE_REASONS = frozenset({Reason.HISTORY_LIMIT, Reason.WORKFLOW_FAILED})
 """What ends the run even if it meets an agent called as a tool; of anything else its caller is told."""
 CORRECTOR = "dalang"
@@ -83,6 +87,8 @@ class Conversation:
     thread: Thread
     agent: str
     budget: Budget
+    context: dict[str, Any]
+    """Context variables. An agent called as a tool has its own; what it sets is merged when it has answered."""
     depth: int = 0
 
 
@@ -106,7 +112,7 @@ class Answer:
 
 
 class RunState:
-    """How far a run is. Threads, turns, tokens and context variables of all its agents are the run's."""
+    """How far a run is. Threads, turns and tokens of all its agents are the run's."""
 
     def __init__(self, run: contract.RunInput, run_uid: str = "") -> None:
         self.clock = Clock()
@@ -116,9 +122,8 @@ class RunState:
         self.budget = Budget(
             LimitSettings(max_turns=run.max_turns, max_tokens=run.max_tokens, max_cost_usd=run.max_cost_usd)
         )
-        self.main = Conversation(Thread("main", run.messages), run.agent, self.budget)
+        self.main = Conversation(Thread("main", run.messages), run.agent, self.budget, dict(run.context or {}))
         self.threads = {self.main.thread.name: self.main.thread}
-        self.context: dict[str, Any] = dict(run.context or {})
         self.retrieval_failures: dict[str, str] = {}
         """For each agent whose last retrieval failed: why."""
         self.tools_failures: dict[str, str] = {}
@@ -140,10 +145,17 @@ async def converse(state: RunState, conversation: Conversation, ports: Ports) ->
     Raises:
         RunFailed: A limit was reached, or the model or a tool failed for good.
     """
-    thread, paused = conversation.thread, 0
+    thread, paused, correction = conversation.thread, 0, ""
     while True:
         agent = state.snapshot.agent(conversation.agent)
-        turn, reply = await _call_model(state, agent, conversation, ports)
+        try:
+            turn, reply = await _call_model(state, agent, conversation, ports)
+        except LimitReached as reached:
+            if not correction:
+                raise
+            words = f"{reached.message}. The last answer did not fit output.schema: {correction}"
+            raise LimitReached(reached.budget, reached.reason, words) from None
+        correction = reply.correction or ""
         paused = paused + 1 if reply.call_again else 0
         if paused > contract.CALL_AGAIN_MAX:
             raise RunFailed(Reason.MODEL_FAILED, f"The model paused {paused} times in a row without going on")
@@ -167,35 +179,48 @@ async def _call_model(
 ) -> tuple[int, ModelReply]:
     """Make a model call, with the agent's next model where one fails for good or refuses; return turn and reply."""
     names = agent.models()
+    if ports.history_is_full():
+        raise RunFailed(Reason.HISTORY_LIMIT, "The run came near Temporal's history limit; split the task into runs")
+    conversation.budget.begin_turn()
+    turn = state.budget.turns  # read before anything is awaited: other threads of the run go on meanwhile
+    failures: list[str] = []
     while True:
         place = state.models.get(agent.name, 0)
         has_next = place + 1 < len(names)
-        if ports.history_is_full():
-            raise RunFailed(
-                Reason.HISTORY_LIMIT, "The run came near Temporal's history limit; split the task into runs"
-            )
-        conversation.budget.begin_turn()
-        turn = state.budget.turns  # read before anything is awaited: other threads of the run go on meanwhile
-        call = _model_call(state, agent, conversation, turn, names[place] if place else None)
+        if failures:
+            conversation.budget.check_spending()
+        call = _model_call(agent, conversation, state.snapshot_digest, turn, names[place] if place else None)
+        call = call.model_copy(update={"has_next": has_next or None})
         try:
             with state.clock.working():
                 reply = await ports.model(agent, call, _attempts(agent, has_next=has_next))
         except RunFailed as failed:
+            if failed.reason in BEFORE_THE_CALL and not has_next:
+                conversation.budget.take_back_turn()
             if has_next and failed.reason in FALLBACK_REASONS:
-                state.models[agent.name] = place + 1
+                failures.append(_fall_back(state, agent, place, failed.reason, failed.message))
                 continue
+            if failures:
+                raise RunFailed(failed.reason, "; before it ".join([failed.message, *failures])) from failed
             raise
         conversation.budget.charge(reply)
         _note(state.retrieval_failures, agent, reply.retrieval_failure)
         _note(state.tools_failures, agent, reply.tools_failure)
         failure = reply.failure
         if failure and has_next and failure.reason in FALLBACK_REASONS:
-            state.models[agent.name] = place + 1  # what it said while refusing is nobody's answer
+            # What it said while refusing is nobody's answer.
+            failures.append(_fall_back(state, agent, place, failure.reason, failure.message))
             continue
         conversation.thread.append_reply(reply.message)
         if failure:
             raise RunFailed(Reason.parse(failure.reason) or Reason.MODEL_FAILED, failure.message)
         return turn, reply
+
+
+def _fall_back(state: RunState, agent: AgentSnapshot, place: int, reason: str, message: str) -> str:
+    """Go over to the agent's next model; never back to one that another thread has given up already."""
+    state.models[agent.name] = max(place + 1, state.models.get(agent.name, 0))
+    return f"AgentModel {agent.models()[place]}: {reason}: {message}"
 
 
 def _note(failures: dict[str, str], agent: AgentSnapshot, failure: str | None) -> None:
@@ -212,20 +237,20 @@ def _attempts(agent: AgentSnapshot, *, has_next: bool) -> int:
 
 
 def _model_call(
-    state: RunState, agent: AgentSnapshot, conversation: Conversation, turn: int, model: str | None
+    agent: AgentSnapshot, conversation: Conversation, snapshot: str, turn: int, model: str | None
 ) -> ModelCall:
     count, digest, tail = conversation.thread.prefix()
     cost_left = conversation.budget.cost_left()
     return ModelCall(
         agent=agent.name,
-        snapshot=state.snapshot_digest,
+        snapshot=snapshot,
         thread=conversation.thread.name,
         turn=turn,
         count=count,
         digest=digest,
         tail=tail,
         model=model,
-        context=state.context if state.context and agent.reads_context() else None,
+        context=conversation.context if conversation.context and agent.reads_context() else None,
         max_output_tokens=conversation.budget.tokens_left(),
         max_cost_usd=None if cost_left is None else f"{cost_left:f}",
     )
@@ -245,7 +270,7 @@ async def _call_tools(
             for index, (part, verdict) in enumerate(calls)
         ]
     )
-    outcomes = [_with_context(state, outcome) for outcome in outcomes]
+    outcomes = [_with_context(conversation, outcome) for outcome in outcomes]
     outcomes, next_agent = _with_handoff(agent, outcomes)
     parts = [
         ToolResultPart(call_id=part.call_id, tool=part.tool, output=outcome.output, is_error=outcome.is_error)
@@ -284,7 +309,8 @@ async def _call_when_approved(
         if outcome.ask_again is None:
             _applied(state, pending, decision)
             return _with_override(outcome, override)
-        state.approvals.end(pending, "Superseded", decision)
+        if decision is not None:
+            state.approvals.end(pending, "Superseded", decision)
         again = {"arguments": outcome.ask_again.arguments, "digest": outcome.ask_again.digest}
         needed, asked = needed.model_copy(update=again), asked + 1
     return await _call_tool(state, agent, conversation, place, part, verdict, ports)
@@ -302,7 +328,7 @@ async def _call_tool(
     override: dict[str, Any] | None = None,
 ) -> ToolOutcome:
     if verdict.handoff is not None:
-        return ToolOutcome(output=f"Transferred to {verdict.handoff}.", handoff=verdict.handoff)
+        return ToolOutcome(output=_transferred(verdict.handoff), handoff=verdict.handoff)
     if verdict.agent is not None:
         message = str((override or {}).get("message") or verdict.agent.message)
         return await _call_agent(
@@ -321,7 +347,7 @@ async def _call_tool(
         server=verdict.server,
         agent=agent.name,
         once=verdict.once,
-        context=state.context if verdict.reads_context else None,
+        context=conversation.context if verdict.reads_context else None,
         approved_digest=approved.digest if approved else None,
         approved_arguments=part.arguments if override is not None else None,
     )
@@ -341,40 +367,70 @@ async def _call_agent(
     thread = Thread(
         f"{place.turn}.{place.index}.{call.agent}", [Message(role="user", parts=[TextPart(text=call.message)])]
     )
-    nested = Conversation(thread, call.agent, Budget(limits, parent=caller.budget), caller.depth + 1)
+    budget = Budget(limits, parent=caller.budget)
+    nested = Conversation(thread, call.agent, budget, dict(caller.context), caller.depth + 1)
     state.threads[thread.name] = thread
     state.nested += 1
     try:
         async with state.clock.limit(limits.timeout_seconds):
             answer = await converse(state, nested, ports)
     except TimeoutError:
-        return _refused(f"Agent {call.agent} did not answer within its limits.timeout of {limits.timeout_seconds:g}s.")
+        words = f"Agent {call.agent} did not answer within its limits.timeout of {limits.timeout_seconds:g}s."
     except LimitReached as reached:
-        if reached.budget is not nested.budget:
+        if reached.budget is not budget:
             raise
-        return _refused(f"Agent {call.agent} gave no answer: {reached.message}")
+        words = f"Agent {call.agent} gave no answer: {reached.message}."
     except RunFailed as failed:
         if failed.reason in RUN_WIDE_REASONS:
             raise
-        return _refused(f"Agent {call.agent} failed ({failed.reason}): {failed.message}")
+        words = f"Agent {call.agent} failed ({failed.reason}): {failed.message}."
+    else:
+        return ToolOutcome(output=answer.text, context=_changes(caller, nested))
     finally:
         state.nested -= 1
-    return ToolOutcome(output=answer.text)
+    return ToolOutcome(output=f"{words}{_done_by(thread)}", is_error=True, context=_changes(caller, nested))
+
+
+def _changes(caller: Conversation, nested: Conversation) -> dict[str, Any] | None:
+    """Return the context variables an agent called as a tool has set."""
+    before = caller.context
+    changed = {name: value for name, value in nested.context.items() if name not in before or before[name] != value}
+    return changed or None
+
+
+def _done_by(thread: Thread) -> str:
+    """Tell what an agent without an answer has done all the same: to call it again would do that again."""
+    results = [part for message in thread.messages for part in message.parts if isinstance(part, ToolResultPart)]
+    done = [part.tool for part in results if not part.is_error]
+    open_calls = thread.messages[-1].tool_calls() if thread.messages[-1].role == "assistant" else []
+    told = f" It had already called: {', '.join(done)}." if done else ""
+    if open_calls:
+        told += f" Stopped while these ran, their outcome is unknown: {', '.join(call.tool for call in open_calls)}."
+    return told
+
+
+def _said(outcome: ToolOutcome, target: str) -> str:
+    """Return what a tool said besides that it hands over."""
+    return "" if outcome.output == _transferred(target) else f"{outcome.output}\n"
+
+
+def _transferred(agent: str) -> str:
+    return f"Transferred to {agent}."
 
 
 def _refused(words: str) -> ToolOutcome:
     return ToolOutcome(output=words, is_error=True)
 
 
-def _with_context(state: RunState, outcome: ToolOutcome) -> ToolOutcome:
-    """Merge what a tool sets into the run's context variables; where that is too much, the model is told instead."""
+def _with_context(conversation: Conversation, outcome: ToolOutcome) -> ToolOutcome:
+    """Merge what a tool sets into the context variables; where that is too much, the model is told instead."""
     if not outcome.context:
         return outcome
-    merged = {**state.context, **outcome.context}
+    merged = {**conversation.context, **outcome.context}
     if problem := contract.context_problem(merged):
         told = f"[Context variables not set: {problem}.]"
         return outcome.model_copy(update={"output": f"{outcome.output}\n{told}", "is_error": True})
-    state.context = merged
+    conversation.context = merged
     return outcome
 
 
@@ -388,11 +444,10 @@ def _with_handoff(agent: AgentSnapshot, outcomes: list[ToolOutcome]) -> tuple[li
         target = outcome.handoff
         if target is not None and target not in declared:
             words = f"Not transferred: there is no hand-off to {target} (there is: {', '.join(declared) or 'none'})."
-            outcome = outcome.model_copy(update={"output": f"{outcome.output}\n{words}", "is_error": True})
+            outcome = outcome.model_copy(update={"output": _said(outcome, target) + words, "is_error": True})
         elif target is not None and target != winner:
-            outcome = outcome.model_copy(
-                update={"output": f"Not transferred to {target}: {winner} was asked for last."}
-            )
+            words = f"Not transferred to {target}: {winner} was asked for last."
+            outcome = outcome.model_copy(update={"output": _said(outcome, target) + words})
         told.append(outcome)
     return told, winner
 

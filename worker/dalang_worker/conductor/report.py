@@ -63,7 +63,7 @@ def make_report(
             "output_tokens": budget.output_tokens,
             "cost_usd": f"{budget.cost_usd:f}" if budget.is_priced and budget.turns else None,
             "structured_output": _small(answer.structured) if answer else None,
-            "context": {name: contract.context_text(value) for name, value in state.context.items()} or None,
+            "context": {name: contract.context_text(value) for name, value in state.main.context.items()} or None,
             "pending_approvals": [pending.request for pending in state.approvals.pending.values()] or None,
             "ended_approvals": state.approvals.ended or None,
             "retrieval_failure": _joined(state.retrieval_failures),

@@ -34,7 +34,7 @@ from mcp_types import (
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from dalang_worker.mcp import McpConnectionLostError, McpTool, McpUnavailableError
 from dalang_worker.mcp.content import failed, make_outcome
@@ -346,7 +346,8 @@ class Connection:
         return cut(" ".join(self._access.redact(words).split()), 300)
 
     def _make_tool(self, tool: Tool) -> McpTool | None:
-        if len(to_json(tool.input_schema)) > SCHEMA_MAX_BYTES:
+        schema = self._access.redact(to_json(tool.input_schema).decode())
+        if len(schema.encode()) > SCHEMA_MAX_BYTES:
             log.warning("MCP server %s: the schema of tool %s is too large", self._server, tool.name)
             return None
         hints = tool.annotations
@@ -355,8 +356,8 @@ class Connection:
         idempotent = hints.idempotent_hint if hints else None
         return McpTool(
             name=tool.name,
-            description=cut(tool.description or tool.title or "", DESCRIPTION_MAX_BYTES),
-            schema=tool.input_schema,
+            description=cut(self._access.redact(tool.description or tool.title or ""), DESCRIPTION_MAX_BYTES),
+            schema=from_json(schema),
             once=not (read_only or idempotent),
             read_only=read_only,
             # Of a tool that only reads the two say nothing, by the specification.

@@ -11,6 +11,7 @@ from dalang_api.contract import McpServerSettings, ToolOutcome
 
 from dalang_worker.mcp import McpTool, McpUnavailableError
 from dalang_worker.secrets import SecretNotFoundError
+from dalang_worker.text import cut
 
 if TYPE_CHECKING:
     from dalang_worker.mcp.connection import Connection
@@ -28,6 +29,10 @@ class McpServers:
 
     def __init__(self, settings: list[McpServerSettings], secrets_path: Path, tools_path: Path | None) -> None:
         self._servers = {server.name: _Server(server, secrets_path, tools_path) for server in settings}
+
+    def has(self, server: str) -> bool:
+        """Return whether the pool has a server of that name."""
+        return server in self._servers
 
     async def list_tools(self, server: str) -> list[McpTool]:
         """Return the tools of a server, as they were at most some minutes ago, or when it could last be reached.
@@ -81,7 +86,7 @@ class _Server:
         """
         if self._connection is None or not self._connection.is_open:
             # The SDK takes a second to import; another caller may have begun meanwhile.
-            module = await asyncio.to_thread(importlib.import_module, "dalang_worker.mcp.connection")
+            module = await self._load()
             if self._connection is None or not self._connection.is_open:
                 self._connection = self._begin(module)
         connection = self._connection
@@ -110,6 +115,15 @@ class _Server:
             await asyncio.wait([self._refreshing])
         open_now = [self._connection] if self._connection is not None else []
         await asyncio.gather(*(connection.close() for connection in self._ending + open_now))
+
+    async def _load(self) -> Any:
+        try:
+            return await asyncio.to_thread(importlib.import_module, "dalang_worker.mcp.connection")
+        except ImportError as error:
+            words = cut(" ".join(f"the worker's image cannot load its MCP client: {error}".split()), 300)
+            failure = McpUnavailableError(self._settings.name, words)
+            self._remember(failure)
+            raise failure from None
 
     def _begin(self, module: Any) -> "Connection":
         if self._closed:
@@ -152,6 +166,10 @@ class _Server:
             self._fresh_until = _now() + BACKOFF_SECONDS
             if self._tools is not None:
                 log.warning("%s; the tools it had are still offered", failure)
+        except Exception as error:
+            log.exception("the tools of MCP server %s", self._settings.name)
+            self._failure = f"its tools could not be listed, by a fault of the worker's: {type(error).__name__}"
+            self._fresh_until = _now() + BACKOFF_SECONDS
         else:
             self._failure = ""
             self._fresh_until = _now() + LIST_SECONDS if changes == self._changes else 0.0

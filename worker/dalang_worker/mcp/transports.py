@@ -22,7 +22,7 @@ from mcp.client.sse import sse_client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
-from dalang_worker.secrets import read_key
+from dalang_worker.secrets import read_key, redact
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +68,7 @@ class Access:
 
     def redact(self, text: str) -> str:
         """Return the text without the Secrets' values: a server may well repeat what it was sent."""
-        for secret in self.secrets:
-            text = text.replace(secret, REDACTED)
-        return text
+        return redact(text, self.secrets, REDACTED)
 
 
 def read_access(settings: McpServerSettings, secrets_path: Path) -> Access:
@@ -93,7 +91,6 @@ def read_access(settings: McpServerSettings, secrets_path: Path) -> Access:
     if settings.bearer_token is not None:
         token = value(NamedValue(name="Authorization", secret=settings.bearer_token))
         access.headers["Authorization"] = f"Bearer {token}"
-    access.secrets.sort(key=len, reverse=True)
     return access
 
 

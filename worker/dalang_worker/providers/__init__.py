@@ -18,6 +18,10 @@ _MODULES = {
 }
 
 
+EMBEDDERS = ("OpenAI", "AzureOpenAI")
+"""The providers that have embeddings."""
+
+
 @dataclass(frozen=True)
 class ToolSpec:
     """A tool as the model is told of it."""

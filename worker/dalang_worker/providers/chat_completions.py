@@ -213,7 +213,7 @@ def _parse(body: bytes) -> _Completion | None:
         # Lone surrogates, half an emoji cut by the output limit, are JSON to Python and not to pydantic.
         text = json.dumps(json.loads(body), ensure_ascii=False)
         return _Completion.model_validate_json(text.encode(errors="replace"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -224,7 +224,7 @@ def read_error(body: bytes) -> tuple[str | None, str]:
     """
     try:
         content = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = body.decode(errors="replace")
     error = content.get("error", content) if isinstance(content, dict) else content
     if not isinstance(error, dict):

@@ -23,6 +23,7 @@ from dalang_api.contract import (
     ToolResultPart,
 )
 from dalang_api.v1alpha1.conditions import Reason
+from pydantic_core import from_json
 
 from dalang_worker.providers import ModelAnswer, ModelRequest, RequestedCall, TokenUsage, ToolSpec
 
@@ -197,20 +198,23 @@ def _make_block(part: Part, model: ModelSnapshot) -> Json | None:
         case TextPart() if part.text.strip():
             return {"type": "text", "text": part.text}
         case ToolCallPart():
-            return {"type": "tool_use", "id": part.call_id, "name": part.tool, "input": _arguments(part.arguments)}
+            return {"type": "tool_use", "id": part.call_id, "name": part.tool, "input": _object(part.arguments) or {}}
         case OpaquePart(provider=model.provider, model=model.model):
-            block: Json = json.loads(part.data)
-            return block
+            return _object(part.data)
     return None
 
 
-def _arguments(text: str) -> Json:
-    """Return the arguments as the object the API wants; what is none was told to the model in the call's result."""
+def _object(text: str) -> Json | None:
+    """Return a text's JSON object; None if there is none that can be sent, for every later call would fail over it.
+
+    Of arguments the call's result has told that to the model.
+    """
     try:
-        arguments = json.loads(text)
+        found = from_json(text, allow_inf_nan=False)  # refuses half characters and endless nesting, too
+        json.dumps(found, allow_nan=False)  # as the SDK writes it; 1e999 has become infinity
     except ValueError:
-        return {}
-    return arguments if isinstance(arguments, dict) else {}
+        return None
+    return found if isinstance(found, dict) else None
 
 
 # ── What comes back ────────────────────────────────────────────────────────────────────────────────────────────────

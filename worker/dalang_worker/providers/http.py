@@ -6,6 +6,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from dalang_worker.providers import Credentials
+from dalang_worker.secrets import redact
 from dalang_worker.text import clean
 
 CONNECT_TIMEOUT_SECONDS = 10.0
@@ -57,9 +58,8 @@ def error_message(model: str, words: str, credentials: Credentials, headers: Map
     """
     sent = [headers.get(name, "").removeprefix("Bearer ") for name in _KEY_HEADERS]
     told = f"model {model}: {words}"
-    for secret in _secrets([credentials.api_key, _read(credentials.identity_token), *sent]):
-        told = told.replace(secret, "[key]")
-    return clean(told[:MESSAGE_MAX_CHARS])
+    secrets = _secrets([credentials.api_key, _read(credentials.identity_token), *sent])
+    return clean(redact(told, secrets, "[key]")[:MESSAGE_MAX_CHARS])
 
 
 def _secrets(values: Iterable[str | None]) -> list[str]:

@@ -3,7 +3,6 @@
 An offer has two sides: how the model is told of it, and the verdict on a call of it. The workflow acts on the verdict.
 """
 
-import json
 import logging
 import re
 from collections import Counter
@@ -14,7 +13,9 @@ from typing import Any, Protocol
 from dalang.tools import ArgumentsError, ToolFunction
 from dalang_api import contract
 from dalang_api.contract import AgentCall, AgentSnapshot, ApprovalPolicy, CallVerdict, HandoffBinding, Snapshot
+from dalang_api.v1alpha1.conditions import Reason
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from dalang_worker import approvals
 from dalang_worker.approvals import CalledTool, Circumstances, UnshowableError
@@ -29,8 +30,14 @@ NAME_MAX_CHARS = 64
 """The most that providers take as a tool's name."""
 
 
-class FunctionMissingError(Exception):
-    """This worker does not register a function the agent names; another, or the next build, may."""
+class NotHereError(Exception):
+    """This worker does not have a function or server the agent names; the next build of its pool may."""
+
+    def __init__(self, reason: Reason, words: str) -> None:
+        super().__init__(
+            f"{words}. A run keeps its agent as it was: if the Agent was mended since, create another run"[:900]
+        )
+        self.reason = reason
 
 
 class Offer(Protocol):
@@ -59,6 +66,10 @@ class Offer(Protocol):
 class Servers(Protocol):
     """The pool's MCP servers."""
 
+    def has(self, server: str) -> bool:
+        """Return whether the pool, as this worker knows it, has a server of that name."""
+        ...
+
     async def list_tools(self, server: str) -> Sequence[McpTool]:
         """Return a server's tools; raise `McpUnavailableError` where nobody knows them."""
         ...
@@ -83,7 +94,12 @@ class Offers:
         if len(arguments.encode()) > contract.TOOL_OUTPUT_MAX_BYTES:
             limit = contract.TOOL_OUTPUT_MAX_BYTES
             return CallVerdict(call_id=call_id, error=f"Not run: the arguments are longer than {limit} bytes.")
-        verdict = offer.judge(call_id, arguments)
+        try:
+            verdict = offer.judge(call_id, arguments)
+        except Exception as error:  # noqa: BLE001  # a tool author's own validator; the call is paid for, and must not be made again
+            log.info("the arguments of tool %s could not be read: %s", tool, type(error).__name__)
+            words = f"The arguments of {tool} could not be read: {type(error).__name__}: {error}"
+            return CallVerdict(call_id=call_id, error=cut(words, ARGUMENTS_ERROR_MAX_BYTES))
         if verdict.error is not None:
             return verdict
         try:
@@ -105,7 +121,7 @@ async def make_offers(
     """Return what an agent offers now.
 
     Raises:
-        FunctionMissingError: The worker does not have a function of the agent's.
+        NotHereError: The worker does not have a function or a server of the agent's.
     """
     tools: dict[str, Offer] = {}
     for binding in agent.tools:
@@ -123,7 +139,10 @@ async def make_offers(
         name = _fitting(tool.name)
         if name in tools or names[name] > 1:
             name = _fitting(f"{server}__{tool.name}")
-        tools.setdefault(name, McpOffer(name, server, tool, _policies(agent, server, tool.name)))
+        if name in tools:
+            missing.append(f"Tool {tool.name} of MCP server {server} has no name left: {name} is taken")
+            continue
+        tools[name] = McpOffer(name, server, tool, _policies(agent, server, tool.name))
     return Offers(tools, _with_choice(agent, tools, missing), circumstances)
 
 
@@ -151,7 +170,9 @@ def _function(name: str, functions: dict[str, ToolFunction]) -> ToolFunction:
     if name in functions:
         return functions[name]
     have = ", ".join(sorted(functions)) or "none"
-    raise FunctionMissingError(f"The pool's modules register no function {name} (they register: {have})"[:700])
+    raise NotHereError(
+        Reason.TOOL_NOT_FOUND, f"The pool's modules register no function {name} (they register: {have})"[:700]
+    )
 
 
 async def _list_servers(agent: AgentSnapshot, servers: Servers) -> tuple[list[tuple[str, McpTool]], list[str]]:
@@ -159,6 +180,10 @@ async def _list_servers(agent: AgentSnapshot, servers: Servers) -> tuple[list[tu
     listed: list[tuple[str, McpTool]] = []
     missing: list[str] = []
     for mcp in (binding.mcp for binding in agent.tools if binding.mcp is not None):
+        if not servers.has(mcp.server):
+            raise NotHereError(
+                Reason.SERVER_NOT_FOUND, f"This worker's pool has no MCP server {mcp.server}, or not yet"
+            )
         try:
             tools = await servers.list_tools(mcp.server)
         except McpUnavailableError as error:
@@ -170,7 +195,8 @@ async def _list_servers(agent: AgentSnapshot, servers: Servers) -> tuple[list[tu
         if lacking:
             have = ", ".join(sorted(tool.name for tool in tools)) or "none"
             missing.append(f"MCP server {mcp.server} has no tool {', '.join(lacking)} (it has: {have})"[:700])
-    return listed, missing
+    # A server may be named twice, with other tools each time, or the same.
+    return list({(server, tool.name): (server, tool) for server, tool in listed}.values()), missing
 
 
 def _fitting(name: str) -> str:
@@ -228,7 +254,7 @@ class McpOffer:
 
     def judge(self, call_id: str, arguments: str) -> CallVerdict:
         try:
-            parsed = json.loads(arguments.strip() or "{}")
+            parsed = from_json(arguments.strip() or "{}", allow_inf_nan=False)
         except ValueError as error:
             return CallVerdict(call_id=call_id, error=f"The arguments of {self.name} are not JSON: {error}")
         if not isinstance(parsed, dict):

@@ -5,12 +5,15 @@ replays what earlier versions recorded.
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, TimeoutType
 from temporalio.exceptions import TimeoutError as ActivityTimeoutError
 
 with workflow.unsafe.imports_passed_through():
@@ -51,6 +54,17 @@ CALL_RETRY = RetryPolicy(
 unless their agent's `retry` says otherwise."""
 ONCE = RetryPolicy(maximum_attempts=1)
 """Of a tool that must not run twice: not even when nobody can know whether it ran."""
+NO_FAULT_OF_THE_MODEL = frozenset(
+    {
+        Reason.TOOL_NOT_FOUND,
+        Reason.SERVER_NOT_FOUND,
+        Reason.RETRIEVER_NOT_FOUND,
+        "Interrupted",
+        "TranscriptUnavailable",
+    }
+)
+"""Failures of a model call that pass with a rollout, whatever `retry.maximumAttempts` says: something that this worker
+does not have yet, a worker that was stopped, a workflow that could not be asked."""
 REPORT_RETRY = RetryPolicy(
     initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=10)
 )
@@ -74,10 +88,13 @@ class AgentRunWorkflow:
         self._started_at = workflow.now()
         self._seq = 0
         self._reported_at = self._started_at
-        self._retrying: Retrying | None = None
+        self._retrying: dict[str, Retrying] = {}
+        """For each thread whose model call fails: how."""
         self._has_recovered = False
         self._has_ended = False
-        self._waiting_for = "the first turn"
+        self._waiting: dict[str, str] = {}
+        """What is awaited, the oldest first; side by side there are several."""
+        self._stopped = _Stopped()
 
     @workflow.run
     async def run(self, run: RunInput) -> RunReport:
@@ -92,11 +109,14 @@ class AgentRunWorkflow:
             return await self._fail(failure)
         except asyncio.CancelledError:
             await self._report_end(
-                Phase.CANCELLED, Reason.CANCELLED, f"Cancelled while waiting for {self._waiting_for}"
+                Phase.CANCELLED, Reason.CANCELLED, f"Cancelled while waiting for {self._waiting_for()}"
             )
             raise
         return await self._report_end(
-            Phase.SUCCEEDED, Reason.ANSWERED, f"{self._state.agent} answered after {self._turns()}", answer
+            Phase.SUCCEEDED,
+            Reason.ANSWERED,
+            f"{self._state.agent} answered after {self._turns()}{self._model()}",
+            answer,
         )
 
     # ── What others ask of a running run ──
@@ -115,8 +135,9 @@ class AgentRunWorkflow:
     @workflow.signal(name=contract.RETRYING_SIGNAL)
     def retrying(self, retrying: Retrying) -> None:
         """Take note that an activity fails and is tried again, so that the condition can say so."""
-        first = self._retrying is None or self._retrying.reason != retrying.reason
-        self._retrying = retrying
+        before = self._retrying.get(retrying.thread)
+        first = before is None or before.reason != retrying.reason
+        self._retrying[retrying.thread] = retrying
         if first or self._is_report_due():
             self._report_progress()
 
@@ -134,9 +155,23 @@ class AgentRunWorkflow:
 
     async def model(self, agent: AgentSnapshot, call: ModelCall, attempts: int) -> ModelReply:
         """Make a model call as one activity, on the queue of the agent's pool."""
-        self._waiting_for = f"the model (turn {call.turn})"
         retry = agent.retry or RetrySettings()
         attempt_timeout = timedelta(seconds=retry.timeout_seconds) if retry.timeout_seconds else MODEL_START_TO_CLOSE
+        reply: ModelReply | None = None
+        try:
+            with self._awaiting(f"model {call.thread}", f"the model of {self._place(agent)} (turn {call.turn})"):
+                while reply is None:
+                    reply = await self._try_model(agent, call, attempt_timeout, _retry_policy(retry, attempts))
+        except BaseException:
+            self._retrying.pop(call.thread, None)
+            raise
+        self._recovered(call.thread)
+        return reply
+
+    async def _try_model(
+        self, agent: AgentSnapshot, call: ModelCall, attempt_timeout: timedelta, retry_policy: RetryPolicy
+    ) -> ModelReply | None:
+        """Make the activity; None, after a second, where it failed by nothing that says anything of the model."""
         reply: ModelReply
         try:
             reply = await workflow.execute_activity(
@@ -146,33 +181,35 @@ class AgentRunWorkflow:
                 task_queue=agent.queue,
                 start_to_close_timeout=attempt_timeout,
                 heartbeat_timeout=HEARTBEAT_TIMEOUT,
-                retry_policy=_retry_policy(retry, attempts),
+                retry_policy=retry_policy,
             )
         except ActivityError as error:
-            raise _stopped_by(error, agent.models()[0] if call.model is None else call.model, attempts) from error
-        self._recovered()
+            if not _is_no_fault_of_the_model(error):
+                raise _stopped_by(error, call.model or agent.model, retry_policy.maximum_attempts) from error
+            await asyncio.sleep(1)
+            return None
         return reply
 
     async def tool(self, agent: AgentSnapshot, call: ToolCall) -> ToolOutcome:
         """Make a tool call as one activity, on the queue of the agent's pool."""
         if self._has_recovered:
             self._report_progress()
-        self._waiting_for = f"tool {call.tool} (turn {call.turn})"
         outcome: ToolOutcome
-        try:
-            outcome = await workflow.execute_activity(
-                contract.MCP_ACTIVITY if call.server is not None else contract.TOOL_ACTIVITY,
-                call,
-                result_type=ToolOutcome,
-                task_queue=agent.queue,
-                start_to_close_timeout=timedelta(seconds=self._run.timeout_seconds),
-                heartbeat_timeout=HEARTBEAT_TIMEOUT,
-                retry_policy=ONCE if call.once else CALL_RETRY,
-            )
-        except ActivityError as error:
-            if call.once and not isinstance(error.cause, CancelledError):
-                return _unknown_outcome(call.tool)
-            raise _stopped_by(error) from error
+        with self._awaiting(f"tool {call.call_id}", f"tool {call.tool} of {self._place(agent)} (turn {call.turn})"):
+            try:
+                outcome = await workflow.execute_activity(
+                    contract.MCP_ACTIVITY if call.server is not None else contract.TOOL_ACTIVITY,
+                    call,
+                    result_type=ToolOutcome,
+                    task_queue=agent.queue,
+                    start_to_close_timeout=timedelta(seconds=self._run.timeout_seconds),
+                    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+                    retry_policy=ONCE if call.once else CALL_RETRY,
+                )
+            except ActivityError as error:
+                if call.once and not isinstance(error.cause, CancelledError):
+                    return _unknown_outcome(call.tool)
+                raise _stopped_by(error) from error
         return outcome
 
     async def check_answer(self, agent: AgentSnapshot, answer: dict[str, Any]) -> str | None:
@@ -220,10 +257,9 @@ class AgentRunWorkflow:
 
     # ── Reports ──
 
-    def _recovered(self) -> None:
+    def _recovered(self, thread: str) -> None:
         """After a model call that had been failing: the condition must not go on saying so, should the run go on."""
-        self._has_recovered = self._retrying is not None
-        self._retrying = None
+        self._has_recovered |= self._retrying.pop(thread, None) is not None
 
     def _changed(self) -> None:
         """What waits for humans has changed, or whether anything else is awaited. Told once all that is due has been done."""
@@ -251,8 +287,8 @@ class AgentRunWorkflow:
         self._reported_at = workflow.now()
         self._has_recovered = False
         reason, message = Reason.RUNNING, f"Turn {self._state.budget.turns}"
-        if self._retrying is not None:
-            reason, message = Reason.parse(self._retrying.reason) or reason, self._retrying.message
+        for retrying in self._retrying.values():
+            reason, message = Reason.parse(retrying.reason) or reason, retrying.message
         phase, pending = Phase.RUNNING, self._state.approvals.pending
         self._told = (self._state.clock.stands_still, tuple(pending))
         if self._state.clock.stands_still:
@@ -326,11 +362,48 @@ class AgentRunWorkflow:
         turns = self._state.budget.turns
         return "1 turn" if turns == 1 else f"{turns} turns"
 
+    def _model(self) -> str:
+        """Name the model where it was not the agent's first."""
+        place = self._state.models.get(self._state.agent)
+        return f", by AgentModel {self._state.snapshot.agent(self._state.agent).models()[place]}" if place else ""
+
     def _timeout_message(self, timeout_seconds: float) -> str:
-        message = f"limits.timeout of {timeout_seconds:g}s passed while waiting for {self._waiting_for}"
-        if self._retrying is not None:
-            message += f"; {self._retrying.reason}: {self._retrying.message}"
-        return message
+        message = f"limits.timeout of {timeout_seconds:g}s passed while waiting for {self._waiting_for()}"
+        return "; ".join([message, *(self._stopped.failing if self._stopped.at == workflow.now() else ())])
+
+    @contextmanager
+    def _awaiting(self, key: str, what: str) -> Iterator[None]:
+        """Remember what is awaited, for the message of a run that is stopped meanwhile."""
+        self._waiting[key] = what
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._stopped.at != workflow.now():  # the first of all that are stopped now
+                failing = tuple(f"{one.reason}: {one.message}" for one in self._retrying.values())
+                self._stopped = _Stopped(workflow.now(), self._waiting_for(), failing)
+            raise
+        finally:
+            del self._waiting[key]
+
+    def _waiting_for(self) -> str:
+        if self._stopped.at == workflow.now():
+            return self._stopped.waiting_for
+        return next(iter(self._waiting.values()), "the first turn")
+
+    def _place(self, agent: AgentSnapshot) -> str:
+        """Name an agent, and its pool where it is another than the run's: a pool without workers answers nothing."""
+        if agent.queue == workflow.info().task_queue:
+            return agent.name
+        return f"{agent.name} in pool {contract.pool_of_queue(agent.queue)}"
+
+
+@dataclass(frozen=True)
+class _Stopped:
+    """How things stood when something that was awaited was stopped last: what to tell of a run that ends with it."""
+
+    at: datetime | None = None
+    waiting_for: str = ""
+    failing: tuple[str, ...] = ()
 
 
 def _retry_policy(retry: RetrySettings, attempts: int) -> RetryPolicy:
@@ -340,6 +413,14 @@ def _retry_policy(retry: RetrySettings, attempts: int) -> RetryPolicy:
         maximum_interval=timedelta(seconds=max(retry.maximum_seconds or 60.0, retry.initial_seconds or 1.0)),
         maximum_attempts=attempts,
     )
+
+
+def _is_no_fault_of_the_model(error: ActivityError) -> bool:
+    """Return whether a call failed, its attempts used up, by what says nothing of the model: it is made again."""
+    cause = error.cause
+    if isinstance(cause, ApplicationError):
+        return cause.type in NO_FAULT_OF_THE_MODEL
+    return isinstance(cause, ActivityTimeoutError) and cause.type is TimeoutType.HEARTBEAT
 
 
 def _unknown_outcome(tool: str) -> ToolOutcome:

@@ -13,9 +13,10 @@ from dalang_api.v1alpha1.conditions import ConditionType, Reason
 from dalang_operator.kinds import instructions, reach
 from dalang_operator.kinds.expressions import expression_problem
 from dalang_operator.kinds.instructions import MISSING_SECONDS, ConfigMaps
-from dalang_operator.kinds.reach import Gap, Known, nearest
+from dalang_operator.kinds.reach import Gap, nearest
 from dalang_operator.kube.resources import Json
 from dalang_operator.kube.status import condition, with_conditions
+from dalang_operator.runtime.cache import Known
 from dalang_operator.runtime.references import (
     base_url_of,
     embedding_model_of,

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 from dalang_operator.kinds.agent.plan import Observed, plan
-from dalang_operator.kinds.config_maps import ReadPort, read_config_map
+from dalang_operator.kinds.config_maps import RecentConfigMaps
 from dalang_operator.kinds.instructions import ConfigMaps
 from dalang_operator.kube.resources import AGENTS, Json, ObjectKey
 from dalang_operator.kube.status import StatusPort, write_status
@@ -14,16 +13,13 @@ from dalang_operator.runtime.cache import Cache
 from dalang_operator.runtime.references import instructions_key_of
 
 
-class KubePort(ReadPort, StatusPort, Protocol):
-    """What the reconcile needs of the API server."""
-
-
 @dataclass(frozen=True)
 class AgentReconciler:
     """Says of Agents whether everything they name is there."""
 
-    kube: KubePort
+    kube: StatusPort
     cache: Cache
+    config_maps: RecentConfigMaps
     now: Callable[[], datetime]
 
     async def reconcile(self, key: ObjectKey) -> float | None:
@@ -42,5 +38,5 @@ class AgentReconciler:
         source = instructions_key_of(agent)
         if source is None:
             return {}
-        found = await read_config_map(self.kube, self.cache, ObjectKey(key.namespace, source.name))
+        found = await self.config_maps.read(ObjectKey(key.namespace, source.name))
         return {source.name: found}

@@ -27,6 +27,7 @@ from dalang_operator.kinds.agentpool.plan import (
     wants_zero,
 )
 from dalang_operator.kinds.config_maps import read_config_map
+from dalang_operator.kinds.reach import has_live_run
 from dalang_operator.kube.apply import owned_by_apply
 from dalang_operator.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
 from dalang_operator.kube.resources import (
@@ -123,7 +124,7 @@ class PoolReconciler:
             now=now,
             pool=pool,
             has_agents=bool(agents),
-            has_live_run=self.cache.has_live_run(key),
+            has_live_run=has_live_run(self.cache, key),
         )
         if pool is None:
             self.facts.idle_since.pop(key, None)
@@ -149,7 +150,7 @@ class PoolReconciler:
             return replace(observed, queue_is_busy=True)
         if wants_zero(observed):
             observed = replace(observed, queue_is_busy=await self._is_busy(key))
-            return replace(observed, has_live_run=self.cache.has_live_run(key))
+            return replace(observed, has_live_run=has_live_run(self.cache, key))
         return observed
 
     async def _deployment(self, key: ObjectKey) -> Json | None:
@@ -268,6 +269,13 @@ class PoolReconciler:
         try:
             await self.kube.create(CONFIG_MAPS, namespace, body)
         except AlreadyExists:
+            # Whoever may create ConfigMaps could have laid code of his own under a name that can be worked out.
+            found = await self.kube.get(CONFIG_MAPS, namespace, body["metadata"]["name"])
+            if any((found.get(field) or {}) != body[field] for field in ("data", "binaryData", "immutable")):
+                words = (
+                    f"ConfigMap {body['metadata']['name']} is not the copy of toolsFrom that it should be; delete it"
+                )
+                raise Invalid(words) from None
             return
         logger.info("ConfigMap %s/%s created from toolsFrom", namespace, body["metadata"]["name"])
 

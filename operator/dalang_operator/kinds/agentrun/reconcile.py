@@ -26,7 +26,7 @@ from dalang_operator.kinds.agentrun.plan import (
     time_waited,
 )
 from dalang_operator.kinds.agentrun.status import pending_status
-from dalang_operator.kinds.config_maps import read_config_map
+from dalang_operator.kinds.config_maps import RecentConfigMaps
 from dalang_operator.kinds.instructions import ConfigMaps
 from dalang_operator.kinds.reach import Reach, find_reach
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
@@ -130,6 +130,7 @@ class RunReconciler:
     kube: KubePort
     workflows: WorkflowPort
     cache: Cache
+    config_maps: RecentConfigMaps
     facts: RunFacts
     settings: Settings
     wake_pool: Callable[[ObjectKey], None]
@@ -186,7 +187,7 @@ class RunReconciler:
             return replace(observed, reach=reach)
         sources = {source.name for each in reach.agents if (source := instructions_key_of(each))}
         config_maps: ConfigMaps = {
-            name: await read_config_map(self.kube, self.cache, ObjectKey(namespace, name)) for name in sorted(sources)
+            name: await self.config_maps.read(ObjectKey(namespace, name)) for name in sorted(sources)
         }
         return replace(observed, reach=reach, config_maps=config_maps)
 

@@ -14,6 +14,8 @@ from tests.build import agent, approval, awaiting_run, config_map, finished_run,
 
 KINDS = ("Agent", "AgentApproval", "AgentModel", "AgentPool", "AgentRun")
 
+HELPER = ObjectKey("shop", "helper")
+
 
 @dataclass
 class World:
@@ -229,3 +231,42 @@ def test_a_run_that_reports_again_is_awake_no_more() -> None:
     assert world.cache.is_awake(ObjectKey("shop", "r1"))
     world.intake.applied("AgentRun", awaiting_run("r1", "r1-b", seq=2, metadata={"resourceVersion": "12"}))
     assert world.cache.awake == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "wakes_agents"),
+    [
+        pytest.param(
+            {"status": {"readyReplicas": 2, "build": "b1", "catalogue": {"build": "b1"}}}, False, id="workers"
+        ),
+        pytest.param({"status": {"readyReplicas": 1, "build": "b2", "catalogue": {"build": "b1"}}}, True, id="a build"),
+        pytest.param(
+            {"status": {"readyReplicas": 1, "build": "b1", "catalogue": {"tools": []}}}, True, id="a catalogue"
+        ),
+        pytest.param({"metadata": {"generation": 2}}, True, id="its spec"),
+        pytest.param({"metadata": {"uid": "another"}}, True, id="a pool made anew"),
+    ],
+)
+def test_a_pool_wakes_agents_and_runs_only_when_what_they_go_by_changed(change: Json, wakes_agents: bool) -> None:
+    status = {"readyReplicas": 1, "build": "b1", "catalogue": {"build": "b1"}}
+    world = World(cache=cluster())
+    world.cache.pools.put(pool(metadata={"resourceVersion": "11"}, status=status))
+    metadata = {"resourceVersion": "12", **change.get("metadata", {})}
+    world.intake.applied("AgentPool", pool(metadata=metadata, status=change.get("status", status)))
+    assert world.queued() == {"AgentPool": 1, **({"Agent": 1, "AgentRun": 1} if wakes_agents else {})}
+
+
+def test_a_pool_that_is_deleted_wakes_its_agents() -> None:
+    world = World(cache=cluster())
+    world.intake.removed("AgentPool", pool(metadata={"resourceVersion": "12"}))
+    assert world.queued() == {"AgentPool": 1, "Agent": 1, "AgentRun": 1}
+
+
+def test_an_agent_that_moves_wakes_the_pools_of_before_and_after() -> None:
+    cache = cluster()
+    moved = agent(metadata={"resourceVersion": "11", "generation": 2}, poolRef={"name": "gpu"})
+    woken = [f"{wake.kind} {wake.key.name}" for wake in wakes(cache, "Agent", moved, cache.agents.get(HELPER))]
+    assert woken == ["Agent helper", "AgentPool gpu", "AgentPool default", "AgentRun waits"]
+    world = World(cache=cache)
+    world.intake.applied("Agent", moved)
+    assert world.queued() == {"Agent": 1, "AgentPool": 2, "AgentRun": 1}

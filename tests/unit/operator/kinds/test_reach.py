@@ -2,10 +2,11 @@
 
 import pytest
 from dalang_api.contract import SNAPSHOT_MAX_AGENTS
-from dalang_operator.kinds.reach import Gap, Reach, TooMany, find_reach
-from dalang_operator.kube.resources import Json
+from dalang_operator.kinds.reach import Gap, Reach, TooMany, find_reach, has_live_run
+from dalang_operator.kube.resources import Json, ObjectKey
+from dalang_operator.runtime.cache import Cache
 
-from tests.build import agent, known, model, pool
+from tests.build import agent, known, model, pool, run, started_run
 
 
 def calls(*names: str) -> list[Json]:
@@ -132,3 +133,56 @@ def test_what_is_missing(start: Json, there: list[Json], reason: str, waiting: s
 def test_a_snapshot_holds_so_many_agents(count: int, is_too_many: bool) -> None:
     chain = [agent(f"a{number}", tools=calls(f"a{(number + 1) % count}")) for number in range(count)]
     assert isinstance(find_reach(chain[0], known(*chain, model())), TooMany if is_too_many else Reach)
+
+
+# ── The pools that runs need ───────────────────────────────────────────────────────────────────────────────────────
+
+
+POOL = ObjectKey("shop", "default")
+
+
+def test_a_pool_is_needed_by_runs_that_run_there_or_could_start_there() -> None:
+    cache = Cache()
+    assert not has_live_run(cache, POOL)
+    cache.runs.put(run())
+    assert not has_live_run(cache, POOL), "its agent is not there"
+    cache.agents.put(agent())
+    assert not has_live_run(cache, POOL), "the agent's model is not there"
+    cache.models.put(model())
+    assert has_live_run(cache, POOL)
+    cache.agents.drop(agent(metadata={"resourceVersion": "99"}))
+    cache.runs.put(started_run(metadata={"resourceVersion": "11"}))
+    assert has_live_run(cache, POOL), "a started one needs no agent any more"
+
+
+def test_a_pool_is_needed_by_runs_that_can_reach_it() -> None:
+    gpu = ObjectKey("shop", "gpu")
+    cache = Cache()
+    cache.models.put(model())
+    cache.agents.put(agent(handoffs=[{"agentRef": {"name": "sales"}}]))
+    cache.agents.put(agent("sales", tools=[{"name": "refunds", "agentRef": {"name": "refunds"}}]))
+    cache.agents.put(agent("refunds", poolRef={"name": "gpu"}))
+    cache.runs.put(run())
+    assert not has_live_run(cache, gpu), "the run waits for the pool itself"
+    cache.pools.put(pool("gpu"))
+    assert has_live_run(cache, gpu)
+    started = started_run(metadata={"resourceVersion": "11"})
+    started["status"]["agents"] = [{"name": "helper", "pool": "default"}, {"name": "refunds", "pool": "gpu"}]
+    cache.runs.put(started)
+    cache.agents.drop(agent("refunds", metadata={"resourceVersion": "99"}))
+    assert has_live_run(cache, gpu)
+    assert has_live_run(cache, POOL)
+    cache.runs.drop(started_run(metadata={"resourceVersion": "12"}))
+    assert not has_live_run(cache, gpu)
+
+
+def test_a_run_that_waits_for_a_config_map_keeps_no_pool_up() -> None:
+    cache = Cache()
+    cache.models.put(model())
+    cache.agents.put(agent())
+    waiting = run()
+    waiting["status"]["conditions"][1]["reason"] = "ConfigMapNotFound"
+    cache.runs.put(waiting)
+    assert not has_live_run(cache, POOL)
+    cache.runs.put(run("r2"))
+    assert has_live_run(cache, POOL)

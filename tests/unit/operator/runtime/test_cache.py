@@ -1,12 +1,13 @@
 """The cache keeps the newest state, whatever order it comes in."""
 
+from dalang_operator.kinds.reach import has_live_run
 from dalang_operator.kube.resources import ObjectKey
 from dalang_operator.runtime.cache import Cache, Store
 
-from tests.build import agent, approval, awaiting_run, model, pool, run, started_run
+from tests.build import approval, awaiting_run, run, started_run
 
-KEY = ObjectKey("shop", "r1")
 POOL = ObjectKey("shop", "default")
+KEY = ObjectKey("shop", "r1")
 
 
 def versioned(version: int, **metadata: object) -> dict[str, object]:
@@ -57,67 +58,20 @@ def test_indexes_follow_their_objects() -> None:
     assert cache.runs.count("pool", "shop", "default") == 0
 
 
-def test_a_pool_is_needed_by_runs_that_run_there_or_could_start_there() -> None:
-    cache = Cache()
-    assert not cache.has_live_run(POOL)
-    cache.runs.put(run())
-    assert not cache.has_live_run(POOL), "its agent is not there"
-    cache.agents.put(agent())
-    assert not cache.has_live_run(POOL), "the agent's model is not there"
-    cache.models.put(model())
-    assert cache.has_live_run(POOL)
-    cache.agents.drop(agent(metadata={"resourceVersion": "99"}))
-    cache.runs.put(started_run(metadata={"resourceVersion": "11"}))
-    assert cache.has_live_run(POOL), "a started one needs no agent any more"
-
-
-def test_a_pool_is_needed_by_runs_that_can_reach_it() -> None:
-    gpu = ObjectKey("shop", "gpu")
-    cache = Cache()
-    cache.models.put(model())
-    cache.agents.put(agent(handoffs=[{"agentRef": {"name": "sales"}}]))
-    cache.agents.put(agent("sales", tools=[{"name": "refunds", "agentRef": {"name": "refunds"}}]))
-    cache.agents.put(agent("refunds", poolRef={"name": "gpu"}))
-    cache.runs.put(run())
-    assert not cache.has_live_run(gpu), "the run waits for the pool itself"
-    cache.pools.put(pool("gpu"))
-    assert cache.has_live_run(gpu)
-    started = started_run(metadata={"resourceVersion": "11"})
-    started["status"]["agents"] = [{"name": "helper", "pool": "default"}, {"name": "refunds", "pool": "gpu"}]
-    cache.runs.put(started)
-    cache.agents.drop(agent("refunds", metadata={"resourceVersion": "99"}))
-    assert cache.has_live_run(gpu)
-    assert cache.has_live_run(POOL)
-    cache.runs.drop(started_run(metadata={"resourceVersion": "12"}))
-    assert not cache.has_live_run(gpu)
-
-
-def test_a_run_that_waits_for_a_config_map_keeps_no_pool_up() -> None:
-    cache = Cache()
-    cache.models.put(model())
-    cache.agents.put(agent())
-    waiting = run()
-    waiting["status"]["conditions"][1]["reason"] = "ConfigMapNotFound"
-    cache.runs.put(waiting)
-    assert not cache.has_live_run(POOL)
-    cache.runs.put(run("r2"))
-    assert cache.has_live_run(POOL)
-
-
 def test_a_run_that_awaits_approval_needs_no_pool_until_it_is_told_something() -> None:
     cache = Cache()
     cache.runs.put(awaiting_run("r1", "r1-a", seq=1))
-    assert not cache.has_live_run(POOL)
+    assert not has_live_run(cache, POOL)
     assert cache.runs.count("awaiting", "shop", "default") == 1
     cache.note_awake(KEY, awaiting_run(seq=1))
-    assert cache.has_live_run(POOL)
-    assert not cache.has_live_run(ObjectKey("shop", "gpu"))
-    assert not cache.has_live_run(ObjectKey("other", "default"))
+    assert has_live_run(cache, POOL)
+    assert not has_live_run(cache, ObjectKey("shop", "gpu"))
+    assert not has_live_run(cache, ObjectKey("other", "default"))
     cache.runs.put(awaiting_run("r1", "r1-b", seq=2, metadata={"resourceVersion": "11"}))
-    assert not cache.has_live_run(POOL), "it reported, and waits for another"
+    assert not has_live_run(cache, POOL), "it reported, and waits for another"
     assert cache.runs.by("approval", "shop", "r1-b") == [KEY]
     cache.runs.put(awaiting_run("r1", seq=2, metadata={"resourceVersion": "12"}, cancel=True))
-    assert cache.has_live_run(POOL), "cancelled, it has to report"
+    assert has_live_run(cache, POOL), "cancelled, it has to report"
     assert cache.runs.count("awaiting", "shop", "default") == 0
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from dalang import tool
@@ -29,6 +29,7 @@ from dalang_worker.activities.model import answer_cap, circumstances_of, is_wort
 from dalang_worker.approvals import Circumstances
 from dalang_worker.providers import ModelAnswer, RequestedCall, TokenUsage
 from dalang_worker.tools.offer import ARGUMENTS_ERROR_MAX_BYTES, FunctionOffer, Offers
+from pydantic import AfterValidator
 from temporalio.exceptions import ApplicationError
 
 CALL = ModelCall(agent="support", snapshot="s", thread="main", turn=3, count=0, digest="")
@@ -238,7 +239,7 @@ def test_parts_keep_the_model_s_order_and_what_is_opaque_stays_as_it_is(tools: T
 
 def test_all_texts_of_a_message_share_its_bound_and_so_does_what_is_opaque(tools: Tools) -> None:
     texts = [TextPart(text="x" * 20_000) for _ in range(10)]
-    opaque = [OpaquePart(provider="A", model="m", data="y" * 100_000) for _ in range(10)]
+    opaque = [OpaquePart(provider="A", model="m", data="y" * 60_000) for _ in range(10)]
     kept = make_reply(CALL, AGENT, ModelAnswer([*texts, *opaque], TokenUsage()), tools).message.parts
     assert sum(len(part.text) for part in kept if isinstance(part, TextPart)) <= contract.MESSAGE_MAX_BYTES
     assert sum(isinstance(part, OpaquePart) for part in kept) == 2
@@ -286,14 +287,16 @@ def test_a_turn_with_tool_calls_is_no_answer_yet(tools: Tools) -> None:
     ("more", "cap"),
     [
         pytest.param({}, None, id="no budget"),
-        pytest.param({"max_output_tokens": 500}, 500, id="tokens that are left"),
-        pytest.param({"max_cost_usd": "0.015"}, 1000, id="money that is left"),
-        pytest.param({"max_output_tokens": 500, "max_cost_usd": "0.015"}, 500, id="the lower of both"),
-        pytest.param({"max_cost_usd": "0.000000001"}, 1, id="at least one token"),
+        pytest.param({"max_output_tokens": 500}, (500, "TokenBudget"), id="tokens that are left"),
+        pytest.param({"max_cost_usd": "0.015"}, (1000, "CostBudget"), id="money that is left"),
+        pytest.param({"max_output_tokens": 500, "max_cost_usd": "0.015"}, (500, "TokenBudget"), id="fewer tokens"),
+        pytest.param({"max_output_tokens": 5000, "max_cost_usd": "0.015"}, (1000, "CostBudget"), id="less money"),
+        pytest.param({"max_cost_usd": "0.000000001"}, (1, "CostBudget"), id="at least one token"),
     ],
 )
-def test_the_most_that_a_call_may_answer(more: dict[str, Any], cap: int | None) -> None:
-    assert answer_cap(CALL.model_copy(update=more), PRICED) == cap
+def test_the_most_that_a_call_may_answer(more: dict[str, Any], cap: tuple[int, str] | None) -> None:
+    found = answer_cap(CALL.model_copy(update=more), PRICED)
+    assert (found and (found[0], found[1].reason)) == cap
 
 
 def test_a_cost_budget_needs_a_price() -> None:
@@ -303,22 +306,24 @@ def test_a_cost_budget_needs_a_price() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "is_capped", "reason"),
+    ("reason", "blame", "told"),
     [
-        pytest.param({}, False, "OutputTruncated", id="the model's own limit"),
-        pytest.param({"max_output_tokens": 5}, True, "TokenBudget", id="what was left of the tokens"),
-        pytest.param({"max_cost_usd": "0.1"}, True, "CostBudget", id="what was left of the money"),
+        pytest.param("OutputTruncated", None, "OutputTruncated", id="the model's own limit"),
+        pytest.param("OutputTruncated", "TokenBudget", "TokenBudget", id="what was left of a budget"),
+        pytest.param("ContentFilter", "TokenBudget", "ContentFilter", id="something else altogether"),
     ],
 )
-def test_who_is_to_blame_for_an_answer_that_was_cut(more: dict[str, Any], is_capped: bool, reason: str) -> None:
-    cut_off = asked(text="Once", failure=Failure(reason="OutputTruncated", message="limit"))
-    failure = make_reply(CALL.model_copy(update=more), AGENT, cut_off, {}, is_capped=is_capped).failure
+def test_who_is_to_blame_for_an_answer_that_was_cut(reason: str, blame: str | None, told: str) -> None:
+    stopped = asked(text="Once", failure=Failure(reason=reason, message="limit"))
+    budget = Failure(reason=blame, message="cut") if blame else None
+    failure = make_reply(CALL, AGENT, stopped, {}, blame=budget).failure
     assert failure is not None
-    assert failure.reason == reason
+    assert failure.reason == told
 
 
 USER = Message(role="user", parts=[TextPart(text="hi")])
-RESULT = Message(role="tool", parts=[ToolResultPart(call_id="c", tool="weather", output="sunny")])
+RESULT = Message(role="tool", parts=[ToolResultPart(call_id="c", tool="weather", output="sunny")], sender="support")
+OTHERS = RESULT.model_copy(update={"sender": "desk"})
 CORRECTION = Message(role="user", parts=[TextPart(text="Answer again.")], sender="dalang")
 
 
@@ -329,6 +334,7 @@ CORRECTION = Message(role="user", parts=[TextPart(text="Answer again.")], sender
         pytest.param("Required", [USER, RESULT], False, id="and was called"),
         pytest.param("Required", [USER, RESULT, CORRECTION], False, id="being asked again is no new message"),
         pytest.param("Required", [USER, RESULT, USER], True, id="the user's next message demands it again"),
+        pytest.param("Required", [USER, OTHERS], True, id="what another agent called before it handed over"),
         pytest.param("Auto", [USER, RESULT], True, id="Auto always holds"),
         pytest.param("None", [USER, RESULT], True, id="None always holds"),
     ],
@@ -421,3 +427,26 @@ def test_what_policies_see_of_the_run(
     call = CALL.model_copy(update={"context": sent})
     found = circumstances_of(agent, call, ("dalang-0.shop.my.run.uid", "r"), floors)
     assert found == Circumstances("support", "my.run", "shop", context, floors)
+
+
+def test_arguments_that_a_tool_s_author_cannot_read_are_told_to_the_model(registry: Tools) -> None:
+    """An exception there would make Temporal repeat a call that is paid for."""
+
+    def look_up(code: str) -> str:
+        return {"a": "A"}[code]
+
+    @tool
+    def ship(code: Annotated[str, AfterValidator(look_up)]) -> str:
+        return code
+
+    (verdict,) = make_reply(CALL, AGENT, asked(("ship", '{"code":"b"}')), dict(registry)).calls or []
+    assert verdict.function is None
+    assert verdict.error == "The arguments of ship could not be read: KeyError: 'b'"
+
+
+def test_the_arguments_of_a_turn_are_bounded_together(tools: Tools) -> None:
+    long = ("weather", '{"city":"' + "x" * 16_000 + '"}')
+    reply = make_reply(CALL, AGENT, asked(*[long] * 20), tools)
+    run = [verdict for verdict in reply.calls or [] if verdict.function]
+    assert len(run) == contract.TURN_ARGUMENTS_MAX_BYTES // len(long[1])
+    assert "the arguments of this turn's calls are longer" in ((reply.calls or [])[-1].error or "")

@@ -113,7 +113,7 @@ def test_a_report_has_what_the_calls_cost_where_every_price_is_known() -> None:
 
 def test_a_report_has_the_context_variables_as_manifests_write_them() -> None:
     run = state()
-    run.context = {"name": "Ada", "order": "42", "count": 3, "items": ["a"]}
+    run.main.context = {"name": "Ada", "order": "42", "count": 3, "items": ["a"]}
     assert report(run).context == {"name": "Ada", "order": '"42"', "count": "3", "items": '["a"]'}
 
 

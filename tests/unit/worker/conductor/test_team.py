@@ -168,6 +168,15 @@ async def test_a_hand_off_that_is_not_declared_is_refused_and_told() -> None:
     assert told(run) == [[("ok\nNot transferred: there is no hand-off to boss (there is: sales).", True)]]
 
 
+async def test_what_a_tool_said_is_told_though_its_hand_off_is_not_the_last() -> None:
+    run = state(agent("desk", "sales", "support"), agent("sales"), agent("support"))
+    refunded = ToolOutcome(output="refunded 120", handoff="sales")
+    ports = Ports({"desk": [asks(runs("1"), hands_over("support", "2"))], "support": [says("Here.")]}, {"1": refunded})
+    await run_main(run, ports)
+    first = told(run)[0][0]
+    assert first == ("refunded 120\nNot transferred to sales: support was asked for last.", None)
+
+
 # ── Agents as tools ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -209,7 +218,7 @@ async def test_what_fails_in_an_agent_called_as_a_tool_is_told_to_its_caller() -
         {"desk": [asks(consults("archive")), says("Sorry.")], "archive": [RunFailed(Reason.MODEL_FAILED, "401")]}
     )
     await run_main(run, ports)
-    assert told(run) == [[("Agent archive failed (ModelFailed): 401", True)]]
+    assert told(run) == [[("Agent archive failed (ModelFailed): 401.", True)]]
 
 
 async def test_what_ends_the_run_ends_it_from_within_an_agent_called_as_a_tool() -> None:
@@ -229,6 +238,7 @@ async def test_an_agent_called_as_a_tool_keeps_to_its_own_limits() -> None:
     await run_main(run, ports)
     ((output, is_error),) = told(run)[0]
     assert output.startswith("Agent archive gave no answer: No answer after limits.maxTurns = 1 model calls")
+    assert output.endswith("It had already called: tool.")
     assert is_error
 
 
@@ -236,7 +246,8 @@ async def test_an_agent_called_as_a_tool_keeps_to_its_own_timeout_and_leaves_not
     run = state(agent("desk"), agent("archive", limits=LimitSettings(timeout_seconds=0.01)))
     ports = Ports({"desk": [asks(consults("archive")), says("Sorry.")], "archive": [asks(runs())]})
     await run_main(run, ports)
-    assert told(run) == [[("Agent archive did not answer within its limits.timeout of 0.01s.", True)]]
+    words = "Agent archive did not answer within its limits.timeout of 0.01s."
+    assert told(run) == [[(f"{words} Stopped while these ran, their outcome is unknown: tool.", True)]]
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
@@ -280,9 +291,25 @@ async def test_what_tools_set_is_merged_in_call_order_and_seen_by_the_next_turn(
         {"1": ToolOutcome(output="a", context={"seen": 1}), "2": ToolOutcome(output="b", context={"seen": 2, "x": []})},
     )
     await run_main(run, ports)
-    assert run.context == {"name": "Ada", "seen": 2, "x": []}
+    assert run.main.context == {"name": "Ada", "seen": 2, "x": []}
     assert [call.context for call in ports.tool_calls] == [{"name": "Ada", "seen": 0}, None]
-    assert [call.context for call in ports.model_calls] == [{"name": "Ada", "seen": 0}, run.context]
+    assert [call.context for call in ports.model_calls] == [{"name": "Ada", "seen": 0}, run.main.context]
+
+
+async def test_an_agent_called_as_a_tool_sets_variables_when_it_has_answered_in_the_order_of_the_calls() -> None:
+    """Its own turns see them at once; the caller's other tools of the turn do not, however long they take."""
+    run = state(agent("desk"), agent("archive", instructions="{{ context.x }}"), context={"x": 0})
+    ports = Ports(
+        {
+            "desk": [asks(consults("archive", call_id="1"), runs("2", reads_context=True)), says("Done.")],
+            "archive": [asks(runs("inner")), says("Ubud")],
+        },
+        {"2": ToolOutcome(output="", context={"x": 2}), "inner": ToolOutcome(output="", context={"x": 1, "y": 1})},
+    )
+    await run_main(run, ports)
+    assert run.main.context == {"x": 2, "y": 1}
+    assert [call.context for call in ports.tool_calls if call.context] == [{"x": 0}]
+    assert [call.context for call in ports.model_calls if call.agent == "archive"] == [{"x": 0}, {"x": 1, "y": 1}]
 
 
 async def test_an_agent_whose_instructions_read_no_context_is_not_sent_any() -> None:
@@ -304,7 +331,7 @@ async def test_too_much_context_is_not_set_and_told(more: dict[str, Any], proble
     run = state(agent("desk"), context={"name": "Ada"})
     ports = Ports({"desk": [asks(runs()), says("Done.")]}, {"t": ToolOutcome(output="ok", context=more)})
     await run_main(run, ports)
-    assert run.context == {"name": "Ada"}
+    assert run.main.context == {"name": "Ada"}
     assert told(run) == [[(f"ok\n[Context variables not set: {problem}.]", True)]]
 
 
@@ -330,8 +357,25 @@ async def test_the_next_model_is_called_and_the_run_stays_with_it(first: ModelRe
 async def test_the_last_model_s_failure_is_the_run_s() -> None:
     run = state(agent("desk", fallbacks=["claude"]))
     ports = Ports({"desk": [RunFailed(Reason.MODEL_FAILED, "one"), RunFailed(Reason.MODEL_FAILED, "two")]})
-    with pytest.raises(RunFailed, match="two"):
+    with pytest.raises(RunFailed, match=r"^two; before it AgentModel gpt: ModelFailed: one$"):
         await run_main(run, ports)
+
+
+async def test_the_next_model_is_called_in_the_same_turn() -> None:
+    run = state(agent("desk", fallbacks=["claude"]), max_turns=1)
+    assert (
+        await run_main(run, Ports({"desk": [RunFailed(Reason.MODEL_FAILED, "one"), says("Done.")]}))
+    ).text == "Done."
+    assert run.budget.turns == 1
+
+
+async def test_no_thread_goes_back_to_a_model_that_another_has_given_up() -> None:
+    run = state(agent("desk"), agent("a", fallbacks=["b", "c"]))
+    run.models["a"] = 2
+    late = RunFailed(Reason.MODEL_FAILED, "late")
+    ports = Ports({"desk": [asks(consults("a")), says("Done.")], "a": [late]})
+    await run_main(run, ports)
+    assert run.models == {"a": 2}
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,25 @@ async def test_nobody_listens(reach: Reach) -> None:
         await add(reach(http(nobody())))
 
 
+async def test_an_image_without_the_client_is_told(reach: Reach, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dalang_worker.mcp.connection", None)  # importing it is an ImportError now
+    servers = reach(http(nobody()))
+    for attempt in (add(servers), servers.list_tools("everything")):
+        with pytest.raises(McpUnavailableError, match="not available: the worker's image cannot load its MCP client: "):
+            await attempt
+
+
+async def test_a_fault_of_the_workers_is_not_called_its_stop(reach: Reach, monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = reach(http(nobody()))
+
+    async def fail() -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(servers._servers["everything"], "connect", fail)
+    with pytest.raises(McpUnavailableError, match=r"could not be listed, by a fault of the worker's: KeyError$"):
+        await servers.list_tools("everything")
+
+
 @pytest.mark.usefixtures("short_connect")
 @pytest.mark.parametrize("transport", ["streamableHTTP", "sse"])
 async def test_a_server_that_says_nothing(silent_port: int, reach: Reach, transport: str) -> None:

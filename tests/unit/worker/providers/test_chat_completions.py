@@ -387,3 +387,10 @@ def test_an_answer_that_was_broken_off_is_an_error() -> None:
 )
 def test_an_error_is_read(body: bytes, code: str | None, words: str) -> None:
     assert read_error(body) == (code, words)
+
+
+def test_an_answer_deeper_than_the_stack_is_read_as_a_page() -> None:
+    body = b'{"error":' * 50_000
+    assert read_error(body)[1].startswith('{"error":{"error":')
+    with pytest.raises(ValueError, match="answered 200 with no chat completion"):
+        read_completion(body)

@@ -322,6 +322,23 @@ class TestRequest:
         (tool,) = make_request(request(tools=[ToolSpec("weather", "", schema)]))["tools"]
         assert tool["input_schema"] == expected
 
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            pytest.param('{"a": "\\ud83d"}', id="half a character"),
+            pytest.param('{"a":' * 5000 + "1" + "}" * 5000, id="deeper than the stack"),
+            pytest.param('{"a": NaN}', id="no number"),
+            pytest.param('{"a": 1e999}', id="a number without end"),
+            pytest.param('{"a": ' + "9" * 5000 + "}", id="a number of 5,000 digits"),
+            pytest.param("[1]", id="no object"),
+        ],
+    )
+    def test_what_cannot_be_sent_is_left_out_for_no_later_call_could_be_made(self, sent: str) -> None:
+        thought = OpaquePart(provider=CLAUDE.provider, model=CLAUDE.model, data=sent)
+        call = CALL.model_copy(update={"arguments": sent})
+        (_, assistant, _) = make_messages([user(), said(thought, call), results(RESULT)], CLAUDE)
+        assert assistant["content"] == [{"type": "tool_use", "id": "call_1_0", "name": "weather", "input": {}}]
+
     def test_what_is_cached_ends_with_the_system_prompt_and_the_last_two_user_messages(self) -> None:
         spoken = [user(), said(CALL), results(RESULT), said(TextPart(text="Sunny.")), user("Thanks.")]
         body = make_request(request(instructions="Be brief.", tools=[WEATHER], messages=spoken))

@@ -181,6 +181,41 @@ async def test_an_embedding_that_fails(
     assert made == calls
 
 
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        pytest.param(failing(Verdict.RETRY, 0.0), 2, id="a failure that passes: no try for a while"),
+        pytest.param(failing(Verdict.RETRY, 60.0), 1, id="no answer in time: no try for a while"),
+        pytest.param(failing(Verdict.FINAL), 3, id="one that somebody has to mend: tried each time"),
+        pytest.param(SecretNotFoundError("no key"), 3, id="no key: tried each time"),
+    ],
+)
+@pytest.mark.looptime
+async def test_a_retriever_that_fails_does_not_hold_up_each_turn(
+    error: Exception, tries: int, store: Path, tmp_path: Path
+) -> None:
+    made, words, is_mended = 0, set(), False
+
+    async def fail(model: ModelSnapshot, name: str, text: str) -> Embedding:
+        nonlocal made
+        made += 1
+        if is_mended:
+            return await embed(model, name, text)
+        raise error
+
+    retrievers = Retrievers([settings(path=str(store)), settings(name="other", path=str(store))], tmp_path, fail)
+    for _ in range(3):
+        with pytest.raises(RetrievalError) as failure:
+            await retrievers.retrieve("handbook", "rain", SNAPSHOT)
+        words.add(str(failure.value))
+    assert (made, len(words)) == (tries, 1)
+    is_mended = True
+    assert (await retrievers.retrieve("other", "rain", SNAPSHOT)).text
+    await asyncio.sleep(retrieval_module.BACKOFF_SECONDS)
+    assert (await retrievers.retrieve("handbook", "rain", SNAPSHOT)).text
+    await retrievers.close()
+
+
 # ── A Qdrant server ────────────────────────────────────────────────────────────────────────────────────────────────
 
 

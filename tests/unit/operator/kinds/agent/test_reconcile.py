@@ -1,8 +1,11 @@
 """The Agent's reconcile: what it reads and writes."""
 
+import asyncio
 from dataclasses import dataclass, field
 
+import pytest
 from dalang_operator.kinds.agent.reconcile import AgentReconciler
+from dalang_operator.kinds.config_maps import RecentConfigMaps
 from dalang_operator.kube.errors import NotFound
 from dalang_operator.kube.resources import Json, ObjectKey, PatchBody, Resource
 from dalang_operator.runtime.cache import Cache
@@ -40,13 +43,15 @@ class FakeKube:
         return {**written, "status": body["status"]}
 
 
+@pytest.mark.looptime
 async def test_a_missing_config_map_is_read_again_until_it_is_there() -> None:
     kube, cache = FakeKube(), Cache()
     cache.models.put(model())
     cache.agents.put(agent(instructionsFrom={"configMapKeyRef": {"name": "prompts", "key": "helper"}}))
-    reconciler = AgentReconciler(kube, cache, lambda: NOW)
-    assert await reconciler.reconcile(KEY) == 10.0
-    assert await reconciler.reconcile(KEY) == 10.0
+    reconciler = AgentReconciler(kube, cache, RecentConfigMaps(kube, cache), lambda: NOW)
+    for _ in range(2):
+        assert await reconciler.reconcile(KEY) == 10.0
+        await asyncio.sleep(10.0)
     kube.config_maps[PROMPTS] = config_map("prompts", helper="Be kind.")
     assert await reconciler.reconcile(KEY) is None
     assert kube.reasons == ["ConfigMapNotFound", "Resolved"]
@@ -57,5 +62,5 @@ async def test_a_labelled_config_map_is_in_the_cache() -> None:
     cache.models.put(model())
     cache.config_maps.put(config_map("prompts", helper="Be kind."))
     cache.agents.put(agent(instructionsFrom={"configMapKeyRef": {"name": "prompts", "key": "helper"}}))
-    assert await AgentReconciler(kube, cache, lambda: NOW).reconcile(KEY) is None
+    assert await AgentReconciler(kube, cache, RecentConfigMaps(kube, cache), lambda: NOW).reconcile(KEY) is None
     assert (kube.reasons, kube.reads) == (["Resolved"], 0)

@@ -8,6 +8,7 @@ import pytest
 from dalang_api.contract import Decision
 from dalang_operator.kinds.agentapproval.plan import Proof, Settings
 from dalang_operator.kinds.agentapproval.reconcile import ApprovalFacts, ApprovalReconciler
+from dalang_operator.kinds.reach import has_live_run
 from dalang_operator.kube.errors import Conflict, NotFound
 from dalang_operator.kube.resources import Json, ObjectKey, Resource
 from dalang_operator.runtime.cache import Cache
@@ -137,7 +138,7 @@ async def test_an_undecided_approval_costs_no_call() -> None:
     world.has(approval(expiresAt=at(timedelta(minutes=5))))
     assert await world.reconcile() == 300.0
     assert (world.kube.calls, world.woken, world.proof.reads) == ([], [], 0)
-    assert not world.cache.has_live_run(POOL)
+    assert not has_live_run(world.cache, POOL)
 
 
 async def test_a_decision_is_sent_once_and_wakes_the_pool_until_the_run_reports() -> None:
@@ -148,12 +149,12 @@ async def test_a_decision_is_sent_once_and_wakes_the_pool_until_the_run_reports(
     assert [(sent[0], sent[1]) for sent in world.temporal.signals] == [(ID, "decide")]
     assert world.kube.calls == ["status Delivered"]
     assert world.woken == [POOL]
-    assert world.cache.has_live_run(POOL)
+    assert has_live_run(world.cache, POOL)
     await world.reconcile()
     assert len(world.temporal.signals) == 1
     world.has_run(awaiting_run("r1", "r1-b", seq=2, metadata={"resourceVersion": "11"}))
     await world.reconcile()
-    assert not world.cache.has_live_run(POOL), "it reported without this one"
+    assert not has_live_run(world.cache, POOL), "it reported without this one"
 
 
 async def test_a_report_that_was_under_way_before_the_decision_keeps_the_pool_up() -> None:
@@ -163,7 +164,7 @@ async def test_a_report_that_was_under_way_before_the_decision_keeps_the_pool_up
     await world.reconcile()
     world.has_run(awaiting_run("r1", "r1-a", seq=2, metadata={"resourceVersion": "11"}))
     await world.reconcile()
-    assert world.cache.has_live_run(POOL)
+    assert has_live_run(world.cache, POOL)
 
 
 async def test_an_operator_that_died_after_the_signal_sends_it_again() -> None:
@@ -185,7 +186,7 @@ async def test_an_operator_that_was_restarted_after_the_delivery_wakes_the_pool(
     world.has(approved(status={"state": "Delivered", "conditions": []}))
     await world.reconcile()
     assert world.woken == [POOL]
-    assert world.cache.has_live_run(POOL)
+    assert has_live_run(world.cache, POOL)
     assert world.temporal.signals == []
 
 
@@ -256,7 +257,7 @@ async def test_a_deleted_approval_is_asked_for_again_once_per_report() -> None:
         assert await world.reconcile() == 60.0
     assert world.temporal.signals == [(ID, "reportAgain", None)]
     assert world.woken[0] == POOL
-    assert world.cache.has_live_run(POOL)
+    assert has_live_run(world.cache, POOL)
     world.has_run(awaiting_run("r1", "r1-a", seq=2, metadata={"resourceVersion": "11"}))
     await world.reconcile()
     assert len(world.temporal.signals) == 2, "it reported, and the object is not there either"

@@ -9,7 +9,7 @@ import pytest
 from dalang_operator.kinds.agentpool.desired import Credentials, WorkerSettings, mounted_credentials
 from dalang_operator.kinds.agentpool.plan import Settings
 from dalang_operator.kinds.agentpool.reconcile import PoolFacts, PoolReconciler
-from dalang_operator.kube.errors import AlreadyExists, Forbidden, NotFound
+from dalang_operator.kube.errors import AlreadyExists, Forbidden, Invalid, NotFound
 from dalang_operator.kube.resources import Json, ObjectKey, Resource, key_of
 from dalang_operator.runtime.cache import Cache
 
@@ -162,6 +162,28 @@ async def test_tools_change_the_copy_and_the_deployment_and_the_old_copy_goes() 
     world.has("configmaps", changed)
     written = await world.reconcile()
     assert [verb for verb, _ in written] == ["status", "create", "apply", "delete"]
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [pytest.param({"data": {"a.py": "evil"}}, id="other code"), pytest.param({"immutable": None}, id="mutable")],
+)
+async def test_a_copy_that_somebody_else_made_is_not_mounted_unless_it_is_the_same(forged: Json) -> None:
+    world = World()
+    world.has("agentpools", pool(toolsFrom=[{"configMapRef": {"name": "tools"}}]))
+    world.has("configmaps", config_map(a__py="1"))
+    await world.reconcile()
+    (name,) = [name for plural, name in world.kube.objects if plural == "configmaps" and name != "tools"]
+    copy = world.kube.objects["configmaps", name]
+    world.kube.objects["configmaps", name] = {**copy, **forged}
+    world.cache.deployments.drop(world.kube.objects.pop(("deployments", "dalang-default")))
+    with pytest.raises(Invalid):
+        await world.reconcile()
+    assert world.ready() == "DeploymentFailed"
+    assert ("deployments", "dalang-default") not in world.kube.objects
+    world.kube.objects["configmaps", name] = copy
+    await world.reconcile()
+    assert ("deployments", "dalang-default") in world.kube.objects
 
 
 async def test_what_the_api_server_refuses_is_said() -> None:

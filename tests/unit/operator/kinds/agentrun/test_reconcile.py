@@ -1,5 +1,6 @@
 """The AgentRun's reconcile against a small cluster and a small Temporal, both in memory."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -9,6 +10,8 @@ import pytest
 from dalang_api.contract import RunInput
 from dalang_operator.kinds.agentrun.plan import Settings
 from dalang_operator.kinds.agentrun.reconcile import ENDING_SECONDS, RunFacts, RunReconciler
+from dalang_operator.kinds.config_maps import RecentConfigMaps
+from dalang_operator.kinds.reach import has_live_run
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.errors import Conflict, NotFound
 from dalang_operator.kube.resources import CONFIG_MAPS, Json, ObjectKey, Resource, key_of
@@ -108,6 +111,7 @@ class World:
     now: datetime = NOW
 
     def __post_init__(self) -> None:
+        self.config_maps = RecentConfigMaps(self.kube, self.cache)
         self.cache.agents.put(agent())
         self.cache.models.put(model())
         self.cache.pools.put(pool())
@@ -122,6 +126,7 @@ class World:
             self.kube,
             self.workflows,
             self.cache,
+            self.config_maps,
             self.facts,
             Settings(INSTALLATION, timedelta(hours=24)),
             wake,
@@ -285,6 +290,7 @@ async def test_cancel_is_asked_of_temporal_once() -> None:
     assert world.kube.writes == []
 
 
+@pytest.mark.looptime
 async def test_instructions_are_read_from_their_config_map_when_the_run_starts() -> None:
     world = World()
     source = {"configMapKeyRef": {"name": "prompts", "key": "helper"}}
@@ -294,6 +300,7 @@ async def test_instructions_are_read_from_their_config_map_when_the_run_starts()
     assert world.status["conditions"][0]["reason"] == "ConfigMapNotFound"
     assert await world.reconcile() == 10.0
     assert len(world.kube.writes) == 1
+    await asyncio.sleep(10.0)
     world.kube.config_maps[ObjectKey("shop", "prompts")] = config_map("prompts", helper="Be kind.")
     assert await world.reconcile() is None
     [started] = world.workflows.inputs
@@ -315,7 +322,7 @@ async def test_a_run_starts_when_the_last_agent_in_reach_is_there() -> None:
         ("helper", "default"),
         ("refunds", "gpu"),
     ]
-    assert world.cache.has_live_run(ObjectKey("shop", "gpu"))
+    assert has_live_run(world.cache, ObjectKey("shop", "gpu"))
 
 
 async def test_a_run_without_worker_is_not_ended_for_the_time_that_a_human_took() -> None:
