@@ -255,3 +255,51 @@ async def test_token_budget(world: "World") -> None:
             max_tokens=100,
         )
         await save(run, "token-budget")
+
+
+# ── Approvals ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def noting(**policy: Any) -> Json:
+    approval = contract.ApprovalPolicy(**policy)
+    return {"tools": [contract.ToolBinding(name="note", function="note", approval=approval)]}
+
+
+async def test_approved(world: "World") -> None:
+    note = ("note", {"file": str(world.path / "notes"), "line": "paid"})
+    async with world.serving():
+        run = await world.start(calls(note, note), {"text": "done"}, agent=noting())
+        first, second = await run.pending(2)
+        await run.decide(second, "Reject", reason="Once is enough.")
+        await run.pending(1)
+        await run.decide(first, "Approve", override={"file": str(world.path / "notes"), "line": "less"})
+        await save(run, "approved")
+
+
+async def test_approval_expired(world: "World") -> None:
+    note = ("note", {"file": str(world.path / "notes"), "line": "paid"})
+    async with world.serving():
+        agent = noting(timeout_seconds=1, on_timeout="Approve")
+        await save(await world.start(calls(note), {"text": "done"}, agent=agent), "approval-expired")
+
+
+async def test_answer_approved(world: "World") -> None:
+    schema = {"type": "object", "properties": {"day": {"type": "integer"}}, "required": ["day"]}
+    agent = {"output_schema": schema, "output_approval": contract.ApprovalPolicy()}
+    async with world.serving():
+        run = await world.start({"text": '{"day": 7}'}, {"text": '{"day": 6}'}, agent=agent)
+        (first,) = await run.pending()
+        await run.decide(first, "Reject", reason="Not on a Sunday.")
+        await world.eventually(lambda: run.reports[-1].pending_approvals not in (None, [first]))
+        (second,) = await run.pending()
+        await run.decide(second, "Approve", override={"day": 3})
+        await save(run, "answer-approved")
+
+
+async def test_cancelled_awaiting_approval(world: "World") -> None:
+    note = ("note", {"file": str(world.path / "notes"), "line": "paid"})
+    async with world.serving():
+        run = await world.start(calls(note), agent=noting())
+        await run.pending()
+        await run.handle.cancel()
+        await save(run, "cancelled-awaiting-approval")

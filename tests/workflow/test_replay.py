@@ -17,10 +17,14 @@ from temporalio.workflow import NondeterminismError
 HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
 SHAPES = {
     "answer",
+    "answer-approved",
+    "approval-expired",
+    "approved",
     "agent-as-tool-cancelled",
     "agent-as-tool-timed-out",
     "agents-as-tools",
     "cancelled",
+    "cancelled-awaiting-approval",
     "cancelled-before-the-first-turn",
     "cancelled-while-reporting",
     "corrected",
