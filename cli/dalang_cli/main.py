@@ -1,7 +1,9 @@
 """The `dalang` command: picks a subcommand by its first word and hands it the rest.
 
-Each subcommand is a `main(argv) -> int` in a module of its own, imported only when chosen: a worker pod starts with
+Each subcommand is a function `(argv) -> int` of a module that is imported only when chosen: a worker pod starts with
 `dalang worker`, and a pool that scales from zero waits for every import. So this file imports nothing of ours at the top.
+
+Installed as `kubectl-dalang` too, so that `kubectl dalang …` is the same program.
 """
 
 import importlib
@@ -11,14 +13,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand: where its `main(argv)` is, and its line in `dalang --help`."""
+    """One subcommand: where its function is, and its line in `dalang --help`."""
 
     module: str
     summary: str
+    function: str = "main"
 
 
 COMMANDS = {
     "dev": Command("dalang_cli.dev.main", "run Kubernetes, Temporal and the operator on this machine"),
+    "approvals": Command("dalang_cli.approvals.main", "list what waits for a human", "approvals"),
+    "approve": Command("dalang_cli.approvals.main", "approve what waits, as it is or with changes", "approve"),
+    "reject": Command("dalang_cli.approvals.main", "reject what waits, with a reason", "reject"),
     "admission-policies": Command(
         "dalang_cli.admission_policies", "print the admission policies that prove who decided an approval"
     ),
@@ -64,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     if command is None:
         print(f"dalang: there is no command {arguments[0]!r}. Try: dalang --help", file=sys.stderr)
         return 2
-    run = importlib.import_module(command.module).main
+    run = getattr(importlib.import_module(command.module), command.function)
     return int(run(arguments[1:]))
 
 

@@ -1,6 +1,7 @@
 """What waits for humans in a run, and what came of it. Who was first, a decision or the timeout, is decided here alone."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dalang_api.contract import ApprovalEnd, ApprovalRequest, Decision
@@ -25,6 +26,8 @@ class Approvals:
 
     def __init__(self, run_uid: str) -> None:
         self._run_uid = run_uid
+        self.changed: Callable[[], None] = lambda: None
+        """Called when something is asked, and when it no longer is."""
         self.pending: dict[str, Pending] = {}
         self.ended: list[ApprovalEnd] = []
 
@@ -32,6 +35,7 @@ class Approvals:
         """Add a request."""
         pending = Pending(request, asyncio.get_running_loop().create_future())
         self.pending[request.name] = pending
+        self.changed()
         return pending
 
     def learn(self, uids: dict[str, str]) -> None:
@@ -52,6 +56,7 @@ class Approvals:
     def take(self, pending: Pending) -> Decision | None:
         """Ask no more, and return what was decided, if anybody did."""
         del self.pending[pending.request.name]
+        self.changed()
         return pending.decided.result() if pending.decided.done() else None
 
     def end(self, pending: Pending, state: str, decision: Decision | None = None) -> None:

@@ -81,7 +81,7 @@ class AgentRunWorkflow:
         self._run = run
         self._target = contract.parse_workflow_id(workflow.info().workflow_id)
         self._state = RunState(run, self._target.suffix)
-        self._state.clock.changed = self._changed
+        self._state.clock.changed = self._state.approvals.changed = self._changed
         self._will_look = False
         self._told: tuple[bool, tuple[str, ...]] = (False, ())
         """What the last report said of approvals: whether all waits for them, and their names."""
@@ -226,7 +226,7 @@ class AgentRunWorkflow:
         """Ask a human: the report makes an AgentApproval of it, and the decision comes as a signal."""
         needed, now = question.needed, workflow.now()
         expires_at = None if needed.timeout_seconds is None else now + timedelta(seconds=needed.timeout_seconds)
-        pending = self._state.approvals.ask(
+        return self._state.approvals.ask(
             ApprovalRequest(
                 name=contract.approval_name(self._target.name, self._target.suffix, question.place),
                 subject="Output" if question.tool is None else "ToolCall",
@@ -239,8 +239,6 @@ class AgentRunWorkflow:
                 expires_at=timestamp(expires_at) if expires_at else None,
             )
         )
-        self._changed()
-        return pending
 
     def history_is_full(self) -> bool:
         """Return whether the history comes near the size at which Temporal ends a workflow without a word."""
