@@ -23,7 +23,9 @@ from bench.turns import turns
 CONCURRENCY = 100
 TURNS = (10, 40, 100)
 TURN_BYTES = 1024
-PARTS = ("turns", "throughput", "alone", "history", "burst", "memory")
+ASKING_MODEL = "bench-0-turns-1-bytes-64"
+DECIDED = 100
+PARTS = ("turns", "throughput", "alone", "history", "burst", "memory", "approvals")
 
 _names = (f"r{number}" for number in itertools.count())
 
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("--burst", type=int, default=2000, help="runs created at once (2000)")
     parser.add_argument("--finished", type=int, default=10_000, help="finished runs of the memory figure (10000)")
     parser.add_argument("--live", type=int, default=1000, help="live runs of the memory figure (1000)")
+    parser.add_argument("--waiting", type=int, default=10_000, help="runs that await approval (10000)")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="parts to run")
     parser.add_argument("--output", type=Path, default=Path("bench/results.json"))
     arguments = parser.parse_args()
@@ -49,6 +52,7 @@ async def run_parts(plane: ControlPlane, arguments: argparse.Namespace) -> dict[
     results: dict[str, Any] = {"cpus": os.cpu_count(), "runs": arguments.runs, "concurrency": CONCURRENCY}
     temporal = await Client.connect(os.environ["TEMPORAL_ADDRESS"], data_converter=process.data_converter())
     models = ["bench-0", "bench-500", "bench-3600000"]
+    models.append(ASKING_MODEL)
     models += [f"bench-0-turns-{turns}-bytes-{TURN_BYTES}" for turns in TURNS]
     async with connect() as cluster:
         await cluster.prepare(os.environ["DALANG_MODEL_URL"], models)
@@ -61,6 +65,7 @@ async def run_parts(plane: ControlPlane, arguments: argparse.Namespace) -> dict[
             "history": lambda: history(cluster, temporal),
             "burst": lambda: burst(plane, cluster, temporal, arguments.burst),
             "memory": lambda: memory(plane, cluster, arguments.finished, arguments.live),
+            "approvals": lambda: approvals(plane, cluster, arguments.waiting),
         }
         for name in arguments.only:
             print(f"\n── {name}")
@@ -251,6 +256,45 @@ async def memory(plane: ControlPlane, cluster: Cluster, finished: int, live: int
         "operatorRestartedMiB": round(settled, 1),
         "operatorRestartedPeakMiB": round(plane.memory_mib(peak=True)["operator"], 1),
         "workerMiB": round(before["worker"], 1),
+    }
+
+
+async def approvals(plane: ControlPlane, cluster: Cluster, waiting: int) -> dict[str, Any]:
+    """So many runs await approval, without a worker; then a hundred are approved at once, and a worker is woken for them."""
+    agent = await cluster.prepare_approvals(ASKING_MODEL)
+    names = [next(_names) for _ in range(waiting)]
+    gate = asyncio.Semaphore(CONCURRENCY)
+
+    async def create(name: str) -> None:
+        async with gate:
+            await cluster.create_run(name, agent)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(create(name) for name in names))
+    await cluster.awaiting(names)
+    all_wait = time.perf_counter() - started
+    await cluster.at_zero("asking")
+    operator_mib = plane.memory_mib(peak=False)["operator"]
+    cost = plane.cost()
+    await asyncio.sleep(20)
+    idle = plane.cost().since(cost)
+
+    async def decide(name: str) -> float:
+        decided = time.perf_counter()
+        await cluster.approve(name)
+        seen, status = await cluster.finished(name)
+        assert status["phase"] == "Succeeded", status
+        return seen - decided
+
+    seconds = await asyncio.gather(*(decide(name) for name in names[:DECIDED]))
+    return {
+        "waiting": waiting,
+        "allWaitAfterSeconds": round(all_wait, 1),
+        "operatorMiB": round(operator_mib, 1),
+        "operatorPeakMiB": round(plane.memory_mib(peak=True)["operator"], 1),
+        "operatorCpuMsPerSecondIdle": round(idle["operator"] * 1000 / 20, 1),
+        "decided": DECIDED,
+        "decisionToFinished": {**quantiles(seconds), "p95Ms": round(statistics.quantiles(seconds, n=20)[18] * 1000, 1)},
     }
 
 

@@ -32,6 +32,8 @@ class Cluster:
         self._objects = client.CustomObjectsApi(api)
         self._core = client.CoreV1Api(api)
         self._finished: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._awaiting: dict[str, dict[str, Any]] = {}
+        """Runs that await approval, with their status."""
         self._changed = asyncio.Condition()
 
     async def prepare(self, model_url: str, models: list[str]) -> None:
@@ -72,6 +74,49 @@ class Cluster:
                 },
             )
         await self._wait_ready("agentpools", "default")
+
+    async def prepare_approvals(self, model: str) -> str:
+        """Make a pool that goes to zero soon, and an agent there whose tool needs approval; return the agent's name."""
+        scaling = {"minReplicas": 0, "scaleToZeroAfter": "5s"}
+        tools = {"tools": ["benchtools"], "toolsFrom": [{"configMapRef": {"name": "tools"}}]}
+        await self.create(
+            "agentpools", {"kind": "AgentPool", "metadata": {"name": "asking"}, "spec": {**tools, "scaling": scaling}}
+        )
+        spec = {
+            "modelRef": {"name": model},
+            "poolRef": {"name": "asking"},
+            "tools": [{"name": "echo", "function": {}, "approval": {"question": "Echo?"}}],
+            "limits": {"timeout": "1h"},
+        }
+        await self.create("agents", {"kind": "Agent", "metadata": {"name": "asking"}, "spec": spec})
+        return "asking"
+
+    async def awaiting(self, names: list[str]) -> None:
+        """Wait until all these runs await approval."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: all(name in self._awaiting for name in names))
+
+    async def approve(self, name: str) -> None:
+        """Approve what a run asks for."""
+        approval = self._awaiting[name]["pendingApprovals"][0]["name"]
+        await self._objects.patch_namespaced_custom_object(
+            GROUP,
+            VERSION,
+            NAMESPACE,
+            "agentapprovals",
+            approval,
+            {"spec": {"decision": "Approve"}},
+            _content_type="application/merge-patch+json",
+        )
+
+    async def at_zero(self, pool: str) -> None:
+        """Wait until a pool has no worker."""
+        while True:
+            got = await self._objects.get_namespaced_custom_object(GROUP, VERSION, NAMESPACE, "agentpools", pool)
+            status = cast(dict[str, Any], got).get("status", {})
+            if status.get("replicas") == 0 and not status.get("readyReplicas"):
+                return
+            await asyncio.sleep(0.5)
 
     async def create(self, plural: str, body: dict[str, Any]) -> dict[str, Any]:
         """Create an object."""
@@ -122,6 +167,10 @@ class Cluster:
                     self._objects.list_namespaced_custom_object, GROUP, VERSION, NAMESPACE, "agentruns"
                 ):
                     run = event["raw_object"] if "raw_object" in event else event["object"]
+                    if run.get("status", {}).get("phase") == "AwaitingApproval":
+                        async with self._changed:
+                            self._awaiting[run["metadata"]["name"]] = run["status"]
+                            self._changed.notify_all()
                     if run.get("status", {}).get("finishedAt"):
                         async with self._changed:
                             name = run["metadata"]["name"]

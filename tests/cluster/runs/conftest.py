@@ -32,7 +32,10 @@ Object = dict[str, Any]
 Value = TypeVar("Value")
 
 KINDS = {
-    **{kind: (API_VERSION, f"{kind.lower()}s") for kind in ("Agent", "AgentModel", "AgentPool", "AgentRun")},
+    **{
+        kind: (API_VERSION, f"{kind.lower()}s")
+        for kind in ("Agent", "AgentApproval", "AgentModel", "AgentPool", "AgentRun")
+    },
     **{kind: ("v1", f"{kind.lower()}s") for kind in ("ConfigMap", "Event", "Namespace", "Pod", "Secret")},
     "Deployment": ("apps/v1", "deployments"),
 }
@@ -294,8 +297,9 @@ class System:
         name: str = "",
         body: Object | None = None,
         query: str = "",
+        user: str | None = None,
     ) -> Object:
-        """Ask the API server.
+        """Ask the API server, as the administrator or in a user's name.
 
         Raises:
             Refused: It said no.
@@ -305,7 +309,8 @@ class System:
         media = "application/merge-patch+json" if method == "PATCH" else "application/json"
         url = f"{self._host}/{path}/{plural}{f'/{name}' if name else ''}?fieldValidation=Strict&{query}"
         content = json.dumps(body).encode() if body is not None else None
-        answer = self._api.request(method, url, body=content, headers={"Content-Type": media})
+        headers = {"Content-Type": media, **({"Impersonate-User": user} if user else {})}
+        answer = self._api.request(method, url, body=content, headers=headers)
         found: Object = json.loads(answer.data)
         if answer.status >= 300:
             raise Refused(answer.status, found["message"])
@@ -402,6 +407,26 @@ class Run:
     def events(self) -> list[HistoryEvent]:
         return self.shop.system.temporal.history(self.workflow_id)
 
+    def approvals(self) -> list[Object]:
+        """Return its AgentApprovals, the first call's first."""
+        found = self.shop.all("AgentApproval", f"fieldSelector=spec.runRef.name={self.name}")
+        return sorted(found, key=lambda each: (each["spec"]["requestedAt"], each["spec"]["arguments"], uid_of(each)))
+
+    def asks(self, count: int = 1, within: float = 30.0) -> list[str]:
+        """Wait until it says that it waits for so many humans, and only for them; return the names of the AgentApprovals."""
+
+        def pending() -> list[str]:
+            status = self.status
+            names = [each["name"] for each in status.get("pendingApprovals", ())]
+            return names if len(names) == count and status["phase"] == "AwaitingApproval" else []
+
+        return wait_for(f"{self.name} awaits {count} approvals", pending, within)
+
+    def ask(self, within: float = 30.0) -> str:
+        """Wait until it waits for one human; return the name of the AgentApproval."""
+        (name,) = self.asks(1, within)
+        return name
+
     def cancel(self) -> None:
         self.shop.patch("AgentRun", self.name, {"spec": {"cancel": True}})
 
@@ -419,6 +444,10 @@ class Run:
             for arguments, recorded in tools.items():
                 if json.loads(arguments).get("key") == call["key"]:
                     assert call["time"] <= recorded, f"{self.name}: tool call {call['key']} again"
+
+
+def uid_of(obj: Object) -> str:
+    return str(obj["metadata"]["uid"])
 
 
 def turn_of(request: Object) -> int:
@@ -465,8 +494,8 @@ class Shop:
                 return None
             raise
 
-    def patch(self, kind: str, name: str, body: Object) -> Object:
-        return self.system.request("PATCH", kind, self.namespace, name, body)
+    def patch(self, kind: str, name: str, body: Object, user: str | None = None) -> Object:
+        return self.system.request("PATCH", kind, self.namespace, name, body, user=user)
 
     def delete(self, kind: str, name: str) -> None:
         self.system.request("DELETE", kind, self.namespace, name)
@@ -577,6 +606,37 @@ class Shop:
         self.agent(name, tools=tools, pool=pool)
         return self.run(name)
 
+    # ── Approvals ──
+
+    def allow(self, user: str, *rules: Object) -> None:
+        """Give a user rights in this namespace, beside those to read and patch AgentApprovals."""
+        group, named = "rbac.authorization.k8s.io", {"name": user, "namespace": self.namespace}
+        patches = {"apiGroups": [GROUP], "resources": ["agentapprovals"], "verbs": ["get", "list", "patch"]}
+        role = {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": named, "rules": [patches, *rules]}
+        binding = {
+            "apiVersion": f"{group}/v1",
+            "kind": "RoleBinding",
+            "metadata": named,
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": user},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": user}],
+        }
+        self.kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": [role, binding]}))
+
+    def decide(self, name: str, decision: str = "Approve", *, by: str = "bob", **more: Any) -> float:
+        """Decide an AgentApproval; return when that was begun."""
+        begun = time.time()
+        self.patch("AgentApproval", name, {"spec": {"decision": decision, **more}}, user=by)
+        return begun
+
+    def becomes(self, name: str, state: str, within: float = 30.0) -> Object:
+        """Wait until an AgentApproval is in this state; return it."""
+
+        def found() -> Object | None:
+            approval = self.get("AgentApproval", name)
+            return approval if approval["status"]["state"] == state else None
+
+        return wait_for(f"AgentApproval {name} is {state}", found, within)
+
     # ── What its tools did ──
 
     @property
@@ -584,6 +644,9 @@ class Shop:
         """Return the calls its tools have noted."""
         path = self.folder / "calls"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def calls_of(self, key: str) -> list[Object]:
+        return [call for call in self.calls if call["key"] == key]
 
     def is_called(self, key: str) -> bool:
         return any(call["key"] == key for call in self.calls)

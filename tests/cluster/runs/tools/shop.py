@@ -1,6 +1,7 @@
 """Tools of the pools under test. Every call is noted in the file `calls` of the test's folder.
 
-`hold` waits until the test puts the file `go-<key>` there, so that a test, not a clock, decides when a tool is done.
+`hold` waits until the test puts the file `go-<key>` there, so that a test, not a clock, decides when a tool is done; so
+does `pay` if there is a file `hold-<key>`.
 """
 
 import asyncio
@@ -8,14 +9,14 @@ import json
 import time
 from pathlib import Path
 
-from dalang import tool
+from dalang import Context, tool
 
 FOLDER = Path(Path(__file__).with_name("folder.txt").read_text())
 
 
-def note(name: str, key: str) -> None:
+def note(name: str, key: str, **more: object) -> None:
     with (FOLDER / "calls").open("a") as calls:
-        calls.write(json.dumps({"tool": name, "key": key, "time": time.time()}) + "\n")
+        calls.write(json.dumps({"tool": name, "key": key, "time": time.time(), **more}) + "\n")
 
 
 @tool
@@ -32,6 +33,15 @@ async def hold(key: str) -> str:
     while not (FOLDER / f"go-{key}").exists():  # noqa: ASYNC110 it is in another process
         await asyncio.sleep(0.02)
     return f"held {key}"
+
+
+@tool
+async def pay(key: str, amount: int, context: Context) -> str:
+    """Pay something."""
+    note("pay", key, amount=amount, idempotencyKey=context.idempotency_key)
+    while (FOLDER / f"hold-{key}").exists() and not (FOLDER / f"go-{key}").exists():  # noqa: ASYNC110 as above
+        await asyncio.sleep(0.02)
+    return f"paid {amount} for {key}"
 
 
 @tool
