@@ -321,6 +321,27 @@ def test_the_same_decision_again_changes_nothing(shell: Shell) -> None:
     assert shell.get("agentapproval") == before
 
 
+@pytest.mark.parametrize("state", ["Applied", "Expired", "Superseded"])
+def test_a_late_decision(state: str, shell: Shell) -> None:
+    """Nobody would look at it any more, so who decides is told at once."""
+    shell.ask()
+    patch = ["patch", "agentapproval", "x", "--subresource", "status", "--type", "merge", "--patch"]
+    assert shell.run(OPERATOR, *patch, json.dumps({"status": {"state": state}})) == ""
+    complaint = f"{DENIED}the run no longer waits for this decision: the approval is {state}"
+    assert complaint in shell.patch("ada", APPROVE)
+    assert complaint in shell.patch("ada", {"decision": "Reject"})
+    assert shell.spec() == REQUEST
+
+
+def test_a_decision_may_be_settled_and_stays(shell: Shell) -> None:
+    shell.ask()
+    assert shell.patch("ada", APPROVE) == ""
+    patch = ["patch", "agentapproval", "x", "--subresource", "status", "--type", "merge", "--patch"]
+    assert shell.run(OPERATOR, *patch, '{"status":{"state":"Applied"}}') == ""
+    assert shell.run("eve", "label", "agentapproval", "x", "team=shop") == ""
+    assert shell.spec() == {**REQUEST, **APPROVE, "decidedBy": "ada"}
+
+
 def test_json_patches(shell: Shell) -> None:
     shell.ask()
     assert missing_verb("eve", "support", shell.namespace) in shell.json_patch(

@@ -5,13 +5,13 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from dalang_cli.approvals.cluster import Cluster, ClusterError
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import ControlPlane
@@ -99,7 +99,11 @@ class Shell:
 
 
 def finished(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=40)
+    with process:
+        try:
+            out, err = process.communicate(timeout=40)
+        finally:
+            process.kill()
     return process.returncode, out, err
 
 
@@ -108,7 +112,7 @@ def ready(status: str, reason: str, message: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def shell(control_plane: "ControlPlane", namespace: str, tmp_path: Path) -> Iterator[Shell]:
+def shell(control_plane: "ControlPlane", namespace: str, tmp_path: Path) -> Shell:
     shell = Shell(control_plane, namespace, tmp_path)
     cluster = yaml.safe_load(control_plane.kubeconfig.read_text())["clusters"][0]["cluster"]
     for user, rules in RULES.items():
@@ -134,7 +138,7 @@ def shell(control_plane: "ControlPlane", namespace: str, tmp_path: Path) -> Iter
             "users": [{"name": "u", "user": {"token": token}}],
         }
         (tmp_path / user).write_text(json.dumps(kubeconfig))
-    yield shell
+    return shell
 
 
 # ── dalang approvals ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -202,7 +206,7 @@ def test_watching(output: str, shell: Shell) -> None:
     assert next_one() == ("one", "")
     shell.ask("two")
     assert next_one() == ("two", "")
-    shell.run("ada", "approve", "one", "--yes", "--wait", "0")
+    assert shell.run("ada", "approve", "one", "--yes", "--wait", "0")[0] == 0
     assert next_one() == ("one", "Approve")
     watch.send_signal(2)
     assert finished(watch) == (0, "", "")
@@ -363,3 +367,36 @@ def test_as_a_plugin_of_kubectl(shell: Shell) -> None:
     assert kubectl_dalang("approve", "x", "--yes", "--wait", "0").returncode == 0
     assert shell.spec()["decidedBy"] == shell.user("ada")
     assert kubectl_dalang("approve", "x", "--yes").returncode == 3
+
+
+# ── Under the commands ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_another_object_of_that_name_is_not_decided(shell: Shell) -> None:
+    cluster = Cluster(str(shell.directory / "ada"), None, None)
+    shell.ask()
+    asked = cluster.get("x")
+    shell.kubectl("delete", "agentapproval", "x")
+    shell.ask()
+    with pytest.raises(ClusterError, match="rejected our request"):
+        cluster.decide(asked, {"decision": "Approve"})
+    cluster.close()
+    assert shell.spec() == REQUEST
+
+
+def test_the_roles_of_the_documentation(shell: Shell) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "approvals.md").read_text()
+    block = page.partition("## Who may\n")[2].split("```sh\n")[1].partition("```")[0]
+    for line in block.splitlines():
+        shell.kubectl(*line.split()[1:])
+
+    def may(verb: str, resource: str) -> bool:
+        command = ["kubectl", "-n", shell.namespace, "auth", "can-i", verb, resource, "--as", "ada"]
+        done = subprocess.run(command, env=shell.control_plane.environment, text=True, capture_output=True, check=False)
+        return done.stdout.strip() == "yes"
+
+    assert may("list", "agentapprovals.dalang.dev")
+    assert may("patch", "agentapprovals.dalang.dev/x")
+    assert may("approve", "agents.dalang.dev/support")
+    assert not may("approve", "agents.dalang.dev/sales")
+    assert not may("approve", "agentapprovals.dalang.dev")

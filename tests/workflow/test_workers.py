@@ -135,6 +135,8 @@ async def test_a_worker_publishes_its_tools_and_what_could_not_be_imported(world
         "from dalang import tool\n\n\n@tool\ndef refund(order: str) -> str:\n    '''Refund.'''\n    return order\n"
     )
     (folder / "broken_tools.py").write_text("import no_such_library\n")
+    (world.path / "secrets" / "openai").mkdir(parents=True)
+    (world.path / "secrets" / "openai" / "api-key").write_text("sk-1")
     async with world.worker_process(
         tools="shop_tools, broken_tools,missing_tools", tools_path=folder, build="9f31c2aa10"
     ) as worker:
@@ -146,6 +148,7 @@ async def test_a_worker_publishes_its_tools_and_what_could_not_be_imported(world
     assert attributes.task_queue.name == contract.reporter_queue(world.installation)
     catalogue = world.client.data_converter.payload_converter.from_payload(attributes.input.payloads[0], Catalogue)
     assert [tool.name for tool in catalogue.tools] == ["refund"]
+    assert catalogue.secret_keys == ["openai/api-key"]
     assert catalogue.failures == [
         ImportFailure(module="broken_tools", error="ModuleNotFoundError: No module named 'no_such_library'"),
         ImportFailure(module="missing_tools", error="ModuleNotFoundError: No module named 'missing_tools'"),

@@ -22,6 +22,7 @@ from dalang_worker.activities.mcp import McpActivity
 from dalang_worker.activities.model import ModelActivity
 from dalang_worker.activities.tool import ToolActivity
 from dalang_worker.mcp.servers import McpServers
+from dalang_worker.secrets import visible_keys
 from dalang_worker.settings import WorkerSettings
 from dalang_worker.tools.loader import load_tools
 from dalang_worker.tools.runner import ToolRunner
@@ -59,6 +60,7 @@ async def run(settings: WorkerSettings) -> int:
         log.error("cannot serve on %s: %s; set --http-address", settings.http_address, error)
         return 1
     catalogue = load_tools(settings.tool_modules, settings.tools_path)
+    catalogue = catalogue.model_copy(update={"secret_keys": visible_keys(settings.secrets_path)})
     client = await _connect(settings, stopping)
     if client is not None:
         async with serve(settings, client):

@@ -36,6 +36,15 @@ def read_key(root: Path, reference: SecretKey) -> str:
     return value
 
 
+def visible_keys(root: Path) -> list[str]:
+    """Return the keys of mounted Secrets as `secret/key`, sorted; never a value."""
+    if not root.is_dir():
+        return []
+    files = (file for folder in root.iterdir() if folder.is_dir() for file in folder.iterdir())
+    # Kubernetes keeps the files themselves in hidden folders, beside links to them.
+    return sorted(f"{file.parent.name}/{file.name}" for file in files if not file.name.startswith("."))
+
+
 def redact(text: str, secrets: Iterable[str], mark: str) -> str:
     """Return the text with the mark in place of each secret: a server may well repeat what it was sent.
 

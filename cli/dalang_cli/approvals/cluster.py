@@ -17,6 +17,7 @@ from kubernetes import client, config
 
 from dalang_cli.approvals.show import Json
 
+JSON_PATCH = "application/json-patch+json"
 TIMEOUT_SECONDS = 15.0
 WATCH_SECONDS = 300
 PAGE_SIZE = 250
@@ -78,9 +79,9 @@ class Cluster:
 
     def who_am_i(self) -> str | None:
         """Return the name by which the API server knows the caller; None where it does not say."""
-        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
         try:
-            answer: Any = _call(client.AuthenticationV1Api(self._api).create_self_subject_review, review)
+            review = client.AuthenticationV1Api(self._api).create_self_subject_review
+            answer: Any = _call(review, client.V1SelfSubjectReview())
         except ClusterError as error:
             if error.status in {403, 404}:
                 return None
@@ -102,7 +103,8 @@ class Cluster:
             *({"op": "add", "path": f"/spec/{name}", "value": value} for name, value in decision.items()),
         ]
         place = (GROUP, VERSION, metadata["namespace"], AgentApproval.PLURAL, metadata["name"])
-        written: Any = _call(self._objects.patch_namespaced_custom_object, *place, operations)
+        patch = self._objects.patch_namespaced_custom_object
+        written: Any = _call(patch, *place, operations, _content_type=JSON_PATCH)
         return dict(written)
 
     def list_all(self, *, everywhere: bool) -> tuple[list[Json], str]:

@@ -1,8 +1,9 @@
 """Plays a model well enough for examples to look alive: picks a tool by its words, guesses arguments, reads results aloud.
 
 Used by the model server for models without a script. It understands nothing, follows few instructions (tools that one
-sentence orders with "first … then …", a JSON schema for the answer), and always ends: each tool is called at most once for
-a message of the user, unless the request demands a call.
+sentence orders with "first … then …", a JSON schema for the answer, the reason for which a human rejected a call), and
+always ends: each tool is called at most once for a message of the user, twice if a human said what to do better, unless the
+request demands a call.
 """
 
 import json
@@ -52,6 +53,7 @@ _SCHEMA = re.compile(r"fits this JSON schema:\s*(?=\{)")
 _CORRECTION = re.compile(r"\b(does not fit|answer again|not (?:one|a|an) JSON|no JSON)\b", re.IGNORECASE)
 _PASSAGE = re.compile(r"^\[\d+\]\n(?:source: (?P<source>.+)\n)?(?P<text>(?:.+\n?)+)", re.MULTILINE)
 _ORDER = re.compile(r"\bfirst\b.*\bthen\b", re.IGNORECASE)
+_REJECTED = re.compile(r"Not run: a human rejected it\. (?!No reason was given)(?P<reason>.+)", re.DOTALL)
 _SENTENCE = re.compile(r"\S.*?(?:[.!?](?=\s)|\Z)", re.DOTALL)
 
 
@@ -86,13 +88,18 @@ class _Exchange:
     """What they said, each thing once; not of hand-offs."""
     corrections: int
     """How often an answer was sent back because it does not fit."""
+    feedback: str
+    """Why a human rejected the last call; empty if none did, or without a reason."""
 
     @classmethod
     def of(cls, messages: Sequence[Json]) -> "_Exchange":
         users = [place for place, message in enumerate(messages) if message.get("role") == "user"]
         asked = next((place for place in reversed(users) if not _is_correction(messages, place)), None)
         since = messages[(0 if asked is None else asked + 1) :]
-        results = [_result(message) for message in since if message.get("role") == "tool"]
+        said = [_result(message) for message in since if message.get("role") == "tool"]
+        # What was rejected is worth telling only if nothing came of it.
+        results = [result for result in said[:-1] if not _REJECTED.match(result)] + said[-1:]
+        rejection = _REJECTED.match(said[-1]) if said else None
         return cls(
             system="\n\n".join(_text(each) for each in messages if each.get("role") in ("system", "developer")),
             asked="" if asked is None else _text(messages[asked]),
@@ -101,6 +108,7 @@ class _Exchange:
                 dict.fromkeys(result for result in results if not re.fullmatch(r"Transferred to \S+", result))
             ),
             corrections=sum(message.get("role") == "user" for message in since),
+            feedback=rejection["reason"] if rejection else "",
         )
 
     def passages(self) -> list[str]:
@@ -153,6 +161,8 @@ def _next_tool(exchange: _Exchange, tools: Sequence[Json], choice: str | Json) -
     if choice == "none" or not tools:
         return None
     left = [tool for tool in tools if tool["name"] not in exchange.called]
+    if exchange.feedback and exchange.called.count(last := exchange.called[-1]) == 1:
+        return next((tool for tool in tools if tool["name"] == last), None)
     if tool := next((tool for tool in _ordered(exchange.system, tools) if tool in left), None):
         return tool
     if not exchange.results and not exchange.corrections and (tool := _best_tool(exchange.asked, left)):
@@ -190,7 +200,8 @@ def _arguments(exchange: _Exchange, tool: Json) -> Any:
     """Return arguments guessed from the question; a text for somebody else holds what was found as well."""
     schema = tool.get("parameters") or {"type": "object"}
     whole = "\n\n".join([exchange.asked.strip(), *exchange.results])
-    return _Guess(exchange.asked, whole, schema.get("$defs") or {}).value(schema)
+    text = f"{exchange.feedback} {exchange.asked}".strip()  # what was said last is found first
+    return _Guess(text, whole, schema.get("$defs") or {}).value(schema)
 
 
 def _answer_schema(request: Json, system: str) -> Json | None:

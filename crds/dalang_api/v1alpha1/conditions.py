@@ -52,7 +52,7 @@ class Reason(StrEnum):
     ACCEPTED = "Accepted"
     """AgentModel Ready=True: the definition is usable. Whether key and endpoint are right only a call can tell."""
     RESOLVED = "Resolved"
-    """Agent Ready=True: everything the agent names exists."""
+    """Agent Ready=True: everything the agent names exists, and what the agents it reaches name."""
     MODEL_NOT_FOUND = "ModelNotFound"
     """Agent Ready=False, AgentRun Succeeded=Unknown: no AgentModel of that name. Apply it; what waits goes on."""
     POOL_NOT_FOUND = "PoolNotFound"
@@ -89,8 +89,9 @@ class Reason(StrEnum):
     AGENT_NOT_FOUND = "AgentNotFound"
     """Agent Ready=False, AgentRun Succeeded=Unknown: no Agent of that name. What waits for it goes on when it appears."""
     INVALID_SPEC = "InvalidSpec"
-    """Agent Ready=False, AgentRun Succeeded=False: the snapshot would be too large, or a bound is broken; instructions that
-    are no template, a schema that is none. AgentPool Ready=False: `mcpServers` or `retrievers` are too large."""
+    """Agent Ready=False: instructions that are no template, a schema that is none, tools that do not fit together. AgentRun
+    Succeeded=Unknown: it can reach such an Agent, and starts when that is mended; Succeeded=False: the snapshot would be too
+    large. AgentPool Ready=False: `mcpServers` or `retrievers` are too large."""
     START_FAILED = "StartFailed"
     """AgentRun Succeeded=Unknown: Temporal could not be reached or refused the start; it is tried again."""
     RUNNING = "Running"

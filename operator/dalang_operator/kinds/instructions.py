@@ -47,5 +47,4 @@ def excess(agent: Json, config_maps: ConfigMaps) -> str | None:
     length = len(text_of(agent, config_maps) or "")
     if source is None or length <= INSTRUCTIONS_MAX:
         return None
-    where = f"The instructions of Agent {key_of(agent).name}, in ConfigMap {source.name},"
-    return f"{where} have {length} characters; {INSTRUCTIONS_MAX} are allowed"
+    return f"The instructions in ConfigMap {source.name} have {length} characters; {INSTRUCTIONS_MAX} are allowed"

@@ -2,8 +2,8 @@
 
 What wakes a kind, besides its own objects:
 
-    Agent        its AgentModels, its AgentPool (but not its workers' coming and going), the Agents it names,
-                 the ConfigMap of `instructionsFrom`
+    Agent        every Agent it can reach, and of all of them the AgentModels, the AgentPool (but not its workers'
+                 coming and going) and the ConfigMap of `instructionsFrom`
     AgentPool    its Agents, also one that leaves, the AgentModels of those and of its retrievers (Secrets, tokens), its Deployment,
                  the ConfigMaps of `toolsFrom`, a run that starts, the last run that ends
     AgentRun     while it waits: every Agent it can reach, their AgentModels, AgentPools (as above) and ConfigMaps
@@ -117,8 +117,9 @@ def wakes(cache: Cache, kind: str, obj: Json, before: Json | None = None) -> Ite
     if kind == "Agent":
         for name in dict.fromkeys(pool_of(each) for each in (obj, before) if each):
             yield Wake("AgentPool", ObjectKey(key.namespace, name))
-        for caller in cache.agents.by("agent", key.namespace, key.name):
-            yield Wake("Agent", caller)
+        for caller in cache.agents_that_reach([key]):
+            if caller != key:
+                yield Wake("Agent", caller)
         yield from _waiting(cache, [key])
     elif kind == "AgentRun":
         asked = [*pending_approvals(obj), *(found.name for found in cache.approvals.by("run", *key))]
@@ -142,7 +143,7 @@ def _told_by_pool(pool: Json) -> tuple[object, ...]:
 
 
 def _agents_and_runs(cache: Cache, agents: list[ObjectKey]) -> Iterator[Wake]:
-    for agent in agents:
+    for agent in cache.agents_that_reach(agents):
         yield Wake("Agent", agent)
     yield from _waiting(cache, agents)
 

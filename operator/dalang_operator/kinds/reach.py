@@ -26,10 +26,13 @@ from dalang_operator.runtime.references import (
     servers_of,
 )
 
+EMBEDDING_PROVIDERS = ("OpenAI", "AzureOpenAI")
+"""The providers of AgentModels that can make vectors."""
+
 
 @dataclass(frozen=True)
 class Gap:
-    """Something an Agent names that is not there."""
+    """Something an Agent names that is not there, or cannot be used."""
 
     reason: Reason
     message: str
@@ -58,21 +61,25 @@ class Reach:
 
 def find_reach(agent: Json, known: Known) -> Reach | Gap | TooMany:
     """Return what a run of the Agent reaches, or the first thing that is missing, or that it is too much."""
+    agents = reached_agents(agent, known)
+    if len(agents) > SNAPSHOT_MAX_AGENTS:
+        return TooMany()
+    missing = next((gap for one in agents if (gap := agents_exist(one, known))), None)
+    gap = missing or first_gap(agents, known)
+    return gap or Reach(tuple(agents), tuple(_models(agents, known)))
+
+
+def reached_agents(agent: Json, known: Known) -> list[Json]:
+    """Return the Agents there are in reach, the Agent itself first, then by distance; of too many only some."""
     agents = {agent["metadata"]["name"]: agent}
     ahead = deque([agent])
-    missing: Gap | None = None
-    while ahead:
-        one = ahead.popleft()
-        missing = missing or agents_exist(one, known)
-        for name in agents_of(one):
+    while ahead and len(agents) <= SNAPSHOT_MAX_AGENTS:
+        for name in agents_of(ahead.popleft()):
             found = None if name in agents else known.agents(name)
             if found is not None:
                 agents[name] = found
                 ahead.append(found)
-        if len(agents) > SNAPSHOT_MAX_AGENTS:
-            return TooMany()
-    gap = missing or first_gap(agents.values(), known)
-    return gap or Reach(tuple(agents.values()), tuple(_models(agents.values(), known)))
+    return list(agents.values())
 
 
 def has_live_run(cache: Cache, pool: ObjectKey) -> bool:
@@ -93,9 +100,11 @@ def has_live_run(cache: Cache, pool: ObjectKey) -> bool:
 
 
 def _could_start(run: Json) -> bool:
-    """Whether nothing keeps a waiting run that the cache does not know: not every ConfigMap is watched."""
+    """Whether nothing keeps a waiting run that its reach does not tell, such as a ConfigMap: not every one is watched."""
     conditions = run.get("status", {}).get("conditions", ())
-    return all(condition["reason"] != Reason.CONFIG_MAP_NOT_FOUND for condition in conditions)
+    return all(
+        condition["reason"] not in (Reason.CONFIG_MAP_NOT_FOUND, Reason.INVALID_SPEC) for condition in conditions
+    )
 
 
 def first_gap(agents: Iterable[Json], known: Known) -> Gap | None:
@@ -133,7 +142,7 @@ def servers_exist(agent: Json, known: Known) -> Gap | None:
 
 
 def retriever_exists(agent: Json, known: Known) -> Gap | None:
-    """Its pool has the retriever it names, and there is the AgentModel that makes that one's vectors."""
+    """Its pool has the retriever it names, and there is the AgentModel that makes that one's vectors, and can."""
     name = retriever_of(agent)
     if name is None:
         return None
@@ -141,8 +150,9 @@ def retriever_exists(agent: Json, known: Known) -> Gap | None:
     if name not in retrievers:
         return _pool_gap(Reason.RETRIEVER_NOT_FOUND, agent, "retriever", name, list(retrievers))
     model = embedding_model_of(retrievers[name])
-    if known.models(model) is not None:
-        return None
+    found = known.models(model)
+    if found is not None:
+        return _embedding_gap(agent, name, found)
     who = f"Retriever {name} of AgentPool {pool_of(agent)}"
     return Gap(
         Reason.MODEL_NOT_FOUND,
@@ -174,6 +184,18 @@ def _pool_gap(reason: Reason, agent: Json, noun: str, name: str, there: list[str
         f"Agent {key_of(agent).name} names {noun} {name}, which AgentPool {pool} does not have; "
         f"the run starts when it does{hint}",
     )
+
+
+def _embedding_gap(agent: Json, retriever: str, model: Json) -> Gap | None:
+    provider = model["spec"]["provider"]
+    if provider in EMBEDDING_PROVIDERS:
+        return None
+    message = (
+        f"AgentModel {key_of(model).name} of retriever {retriever} has provider {provider}, which has no embeddings; "
+        f"name one of {' or '.join(EMBEDDING_PROVIDERS)}"
+    )
+    waiting = f"Agent {key_of(agent).name}: {message}. The run starts when that is mended"
+    return Gap(Reason.INVALID_SPEC, message, waiting)
 
 
 def _models(agents: Iterable[Json], known: Known) -> Iterator[Json]:

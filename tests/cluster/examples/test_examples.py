@@ -24,6 +24,16 @@ def follow(machine: Any, example: str) -> None:
     assert machine.run("sh", "-c", last).strip("\n") == shown.strip("\n")
 
 
+def walk(machine: Any, example: str) -> None:
+    """Run the commands of a README in one shell; after each block of them comes what its last one prints."""
+    blocks = (EXAMPLES / example / "README.md").read_text().split("```")[1::2]
+    scripts = [[line for line in block.splitlines()[1:] if "dalang dev" not in line] for block in blocks[::2]]
+    mark = "─── what is shown ───"
+    lines = [line for *commands, last in scripts for line in (*commands, f"echo {mark}", last, f"echo {mark}")]
+    printed = machine.run("sh", "-ec", "\n".join(lines)).split(f"{mark}\n")[1::2]
+    assert [each.strip("\n") for each in printed] == [block.strip("\n") for block in blocks[1::2]]
+
+
 def status_of(machine: Any, run: str) -> Object:
     """Return the status of a run that has answered."""
     status: Object = machine.get("agentrun", run)["status"]
@@ -86,3 +96,21 @@ def test_research(machine: Any) -> None:
     assert answer["sources"] == ["leave"]
     (researcher,) = machine.instructions("Use only the passages you are given")
     assert [f"[{number}]\nsource: " in researcher for number in (1, 2, 3, 4)] == [True, True, True, False]
+
+
+def test_pizza(machine: Any) -> None:
+    walk(machine, "pizza")
+    status = status_of(machine, "pizza-party")
+    assert said(status) == [
+        ("User", ""),
+        ("Assistant", "pizzeria"),
+        ("Tool", "transfer_to_pizza-orders"),
+        ("Assistant", "pizza-orders"),
+        ("Tool", "place_order"),
+        ("Assistant", "pizza-orders"),
+        ("Tool", "place_order"),
+        ("Assistant", "pizza-orders"),
+    ]
+    assert "oven is small" in status["messages"][4]["content"]
+    assert status_of(machine, "pizza-for-two")["output"].endswith("Order pizza-for-two: 2 × Margherita.")
+    assert "You know the menu" in status_of(machine, "pizza-question")["output"]

@@ -620,7 +620,9 @@ class Shop:
             "roleRef": {"apiGroup": group, "kind": "Role", "name": user},
             "subjects": [{"apiGroup": group, "kind": "User", "name": user}],
         }
-        self.kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": [role, binding]}))
+        self.kubectl(
+            "create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": [role, binding]})
+        )
 
     def decide(self, name: str, decision: str = "Approve", *, by: str = "bob", **more: Any) -> float:
         """Decide an AgentApproval; return when that was begun."""

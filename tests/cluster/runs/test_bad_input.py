@@ -249,6 +249,26 @@ def seconds_of(run: "Run") -> float:
     return (end - start).total_seconds()
 
 
+# ── Agents ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_of_an_agent_that_is_not_valid_starts_when_it_is_mended(mall: "Shop") -> None:
+    """So does one of an agent that only reaches it."""
+    for name in ("muddled", "front-of-muddled"):
+        mall.model(name, DONE)
+    mall.agent("muddled", output={"schema": {"type": "string"}})
+    mall.agent("front-of-muddled", handoffs=[{"agentRef": {"name": "muddled"}}])
+    runs = [mall.run(name) for name in ("muddled", "front-of-muddled")]
+    for run in runs:
+        assert run.waits("InvalidSpec").startswith("Agent muddled: output.schema is no JSON schema: type: ")
+        assert run.status["phase"] == "Pending"
+    assert mall.waits("Agent", "front-of-muddled", "InvalidSpec").startswith("Agent muddled: output.schema is no ")
+    mall.patch("Agent", "muddled", {"spec": {"output": None}})
+    mall.waits("Agent", "front-of-muddled", "Resolved")
+    for run in runs:
+        run.answered()
+
+
 # ── Pools ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

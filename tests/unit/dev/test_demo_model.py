@@ -120,6 +120,24 @@ def test_a_hand_off_is_no_answer_and_is_not_repeated() -> None:
     assert 'You said: "Write a haiku about the weather in Berlin"' in text
 
 
+def test_a_rejected_call_is_made_once_more_with_what_the_reason_says() -> None:
+    order = tool("place_order", "Order pizza.", pizza={"type": "string"}, quantity={"type": "integer"})
+    asked = [user("Please order 12 pizzas Margherita")]
+    assert call(*asked, tools=[order]) == ("place_order", {"pizza": "Margherita", "quantity": 12})
+    asked += called("place_order", "Not run: a human rejected it. At most 8 at once.")
+    assert call(*asked, tools=[order]) == ("place_order", {"pizza": "Margherita", "quantity": 8})
+    assert respond(*asked, *called("place_order", "Ordered."), tools=[order])["text"] == (
+        "Here is what I found: Ordered."
+    )
+    again = respond(*asked, *called("place_order", "Not run: a human rejected it. No."), tools=[order])
+    assert again["text"] == "Here is what I found: Not run: a human rejected it. No."
+
+
+def test_a_call_rejected_without_a_reason_is_not_made_again() -> None:
+    rejected = called("get_weather", "Not run: a human rejected it. No reason was given.")
+    assert "text" in respond(user("The weather in Berlin?"), *rejected, tools=[WEATHER])
+
+
 @pytest.mark.parametrize(
     ("choice", "wanted"),
     [

@@ -7,7 +7,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 from dalang_api.contract import SecretKey
-from dalang_worker.secrets import SecretNotFoundError, read_key, redact
+from dalang_worker.secrets import SecretNotFoundError, read_key, redact, visible_keys
 
 KEY = SecretKey(name="openai", key="api-key")
 
@@ -100,3 +100,12 @@ def test_of_secrets_within_each_other_the_longest_is_redacted_first() -> None:
 
 def test_without_secrets_a_text_stays_as_it_is() -> None:
     assert redact("no sk-1", [], "[key]") == "no sk-1"
+
+
+def test_the_keys_that_a_worker_sees_are_told_by_name_alone(tmp_path: Path) -> None:
+    assert visible_keys(tmp_path / "nowhere") == []
+    for secret, key in (("openai", "api-key"), ("openai", "other"), ("aws", "id"), ("openai", "..data")):
+        (tmp_path / secret).mkdir(exist_ok=True)
+        (tmp_path / secret / key).write_text("value")
+    (tmp_path / "empty").mkdir()
+    assert visible_keys(tmp_path) == ["aws/id", "openai/api-key", "openai/other"]

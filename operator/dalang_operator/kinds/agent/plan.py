@@ -1,19 +1,17 @@
 """What to say about one Agent: whether everything it names is there, and whether what it says makes sense. Pure."""
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
-from dalang_api import output_schema, prices, templates
-from dalang_api.contract import HandoffBinding
+from dalang_api import prices
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
 
 from dalang_operator.kinds import instructions, reach
-from dalang_operator.kinds.expressions import expression_problem
 from dalang_operator.kinds.instructions import MISSING_SECONDS, ConfigMaps
-from dalang_operator.kinds.reach import Gap, nearest
+from dalang_operator.kinds.reach import Gap, nearest, reached_agents
+from dalang_operator.kinds.validity import invalidity
 from dalang_operator.kube.resources import Json
 from dalang_operator.kube.status import condition, with_conditions
 from dalang_operator.runtime.cache import Known
@@ -39,7 +37,7 @@ class Observed:
     """Where what it names is looked up."""
     now: datetime
     config_maps: ConfigMaps = field(default_factory=dict)
-    """The one of its `instructionsFrom`."""
+    """Those of `instructionsFrom`, its own and of the Agents it reaches."""
 
 
 @dataclass(frozen=True)
@@ -95,51 +93,10 @@ def retriever_exists(observed: Observed) -> Verdict | None:
 # ── What it says ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def instructions_are_a_template(observed: Observed) -> Verdict | None:
-    """Its instructions can be read as a template, and are no longer than allowed."""
-    message = instructions.excess(observed.agent, observed.config_maps)
-    if message:
-        return Verdict("False", Reason.INVALID_SPEC, message)
-    try:
-        templates.check(instructions.text_of(observed.agent, observed.config_maps) or "")
-    except templates.TemplateError as error:
-        return Verdict("False", Reason.INVALID_SPEC, f"The instructions are no template: {error}")
-    return None
-
-
-def output_schema_is_one(observed: Observed) -> Verdict | None:
-    """Its `output.schema` is a JSON schema."""
-    schema = observed.agent["spec"].get("output", {}).get("schema")
-    if schema is None:
-        return None
-    try:
-        output_schema.check(schema)
-    except output_schema.OutputSchemaError as error:
-        return Verdict("False", Reason.INVALID_SPEC, f"output.schema is no JSON schema: {error}")
-    return None
-
-
-def approvals_compile(observed: Observed) -> Verdict | None:
-    """What decides whether a human is asked can be evaluated."""
-    spec = observed.agent["spec"]
-    policies = [
-        (f"tools[{tool['name']}].approval", tool["approval"]) for tool in spec.get("tools", ()) if "approval" in tool
-    ]
-    if "approval" in spec.get("output", {}):
-        policies.append(("output.approval", spec["output"]["approval"]))
-    message = expression_problem(policies)
+def spec_is_valid(observed: Observed) -> Verdict | None:
+    """Instructions, schema, tools' names and the choice among them make sense; runs ask the same."""
+    message = invalidity(observed.agent, observed.config_maps)
     return Verdict("False", Reason.INVALID_SPEC, message) if message else None
-
-
-def tools_have_names_of_their_own(observed: Observed) -> Verdict | None:
-    """The model sees no two tools of one name, hand-offs included; those of MCP servers give way by themselves."""
-    spec = observed.agent["spec"]
-    names = [tool["name"] for tool in spec.get("tools", ()) if "mcp" not in tool]
-    names += [HandoffBinding(agent=handoff["agentRef"]["name"]).tool for handoff in spec.get("handoffs", ())]
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    if twice is None:
-        return None
-    return Verdict("False", Reason.INVALID_SPEC, f"The model would see two tools called {twice}, hand-offs included")
 
 
 def prices_are_known(observed: Observed) -> Verdict | None:
@@ -202,22 +159,19 @@ READY_CHECKS: tuple[Callable[[Observed], Verdict | None], ...] = (
     config_map_exists,
     servers_exist,
     retriever_exists,
-    instructions_are_a_template,
-    output_schema_is_one,
-    approvals_compile,
-    tools_have_names_of_their_own,
+    spec_is_valid,
     prices_are_known,
     catalogue_is_known,
     functions_exist,
     instruction_function_exists,
 )
-"""What must be so before an Agent is ready; the first that is not gives the reason. What only a worker can tell comes
-last: it may be minutes away."""
+"""What must be so before an Agent is ready, of itself and of each it reaches; the first that is not gives the reason.
+What only a worker can tell comes last: it may be minutes away."""
 
 
 def plan(observed: Observed) -> Plan:
     """Return the status the Agent should have, and when to look again."""
-    verdict = next((verdict for check in READY_CHECKS if (verdict := check(observed))), None)
+    verdict = _first_verdict(observed)
     ready = (
         condition(ConditionType.READY, verdict.status, verdict.reason, verdict.message)
         if verdict
@@ -231,8 +185,24 @@ def plan(observed: Observed) -> Plan:
         "conditions": with_conditions(before.get("conditions", []), [ready], generation, observed.now),
     }
     may_be_mended = verdict is not None and verdict.reason in {Reason.CONFIG_MAP_NOT_FOUND, Reason.INVALID_SPEC}
-    is_unwatched = may_be_mended and instructions_key_of(observed.agent) is not None
+    is_unwatched = may_be_mended and any(map(instructions_key_of, reached_agents(observed.agent, observed.known)))
     return Plan(status, MISSING_SECONDS if is_unwatched else None)
+
+
+def _first_verdict(observed: Observed) -> Verdict | None:
+    """Return what is wrong with the Agent, or with one it reaches, nearest first; of others not what is unknown yet."""
+    own = _verdict_on(observed)
+    if own and own.status == "False":
+        return own
+    for agent in reached_agents(observed.agent, observed.known)[1:]:
+        verdict = _verdict_on(replace(observed, agent=agent))
+        if verdict and verdict.status == "False":
+            return replace(verdict, message=f"Agent {agent['metadata']['name']}: {verdict.message}")
+    return own
+
+
+def _verdict_on(observed: Observed) -> Verdict | None:
+    return next((verdict for check in READY_CHECKS if (verdict := check(observed))), None)
 
 
 def _verdict(gap: Gap | None) -> Verdict | None:

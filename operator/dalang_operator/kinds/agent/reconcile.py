@@ -7,6 +7,7 @@ from datetime import datetime
 from dalang_operator.kinds.agent.plan import Observed, plan
 from dalang_operator.kinds.config_maps import RecentConfigMaps
 from dalang_operator.kinds.instructions import ConfigMaps
+from dalang_operator.kinds.reach import reached_agents
 from dalang_operator.kube.resources import AGENTS, Json, ObjectKey
 from dalang_operator.kube.status import StatusPort, write_status
 from dalang_operator.runtime.cache import Cache
@@ -35,8 +36,6 @@ class AgentReconciler:
         return wanted.requeue_after
 
     async def _config_maps(self, key: ObjectKey, agent: Json) -> ConfigMaps:
-        source = instructions_key_of(agent)
-        if source is None:
-            return {}
-        found = await self.config_maps.read(ObjectKey(key.namespace, source.name))
-        return {source.name: found}
+        agents = reached_agents(agent, self.cache.known(key.namespace))
+        sources = {source.name for each in agents if (source := instructions_key_of(each))}
+        return {name: await self.config_maps.read(ObjectKey(key.namespace, name)) for name in sorted(sources)}

@@ -35,13 +35,14 @@ from dalang_operator.kinds.agentrun.status import (
     unstalled_status,
     waiting_status,
 )
-from dalang_operator.kinds.instructions import MISSING_SECONDS, ConfigMaps, config_map_exists, excess
+from dalang_operator.kinds.instructions import MISSING_SECONDS, ConfigMaps, config_map_exists
 from dalang_operator.kinds.reach import Gap, Reach, TooMany
+from dalang_operator.kinds.validity import invalidity
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.resources import Json, ObjectKey, controller_uid, uid_of
 from dalang_operator.kube.status import find_condition, parse_timestamp
 from dalang_operator.runtime.cache import is_awaiting, is_finished, is_started, report_seq
-from dalang_operator.runtime.references import DEFAULT_POOL, pool_of
+from dalang_operator.runtime.references import DEFAULT_POOL, instructions_key_of, pool_of
 
 STUCK_GRACE = timedelta(minutes=10)
 """How long past its timeout a run whose workflow code fails is left to Temporal's retries."""
@@ -366,10 +367,14 @@ def instructions_are_there(observed: Observed, _: Json) -> Verdict | None:
     return Verdict(gap.reason, gap.waiting, again_after=MISSING_SECONDS) if gap else None
 
 
-def instructions_are_short(observed: Observed, _: Json) -> Verdict | None:
-    """No ConfigMap's instructions are longer than an Agent's own may be."""
-    message = next(filter(None, (excess(agent, observed.config_maps) for agent in _reached(observed))), None)
-    return Verdict(Reason.INVALID_SPEC, message, is_final=True) if message else None
+def agents_are_valid(observed: Observed, _: Json) -> Verdict | None:
+    """What the agents in reach say makes sense; one that is mended wakes the run, but its ConfigMap may not."""
+    for agent in _reached(observed):
+        if message := invalidity(agent, observed.config_maps):
+            waiting = f"Agent {agent['metadata']['name']}: {message}. The run starts when that is mended"
+            again_after = MISSING_SECONDS if instructions_key_of(agent) else None
+            return Verdict(Reason.INVALID_SPEC, waiting, again_after=again_after)
+    return None
 
 
 START_CHECKS: tuple[Callable[[Observed, Json], Verdict | None], ...] = (
@@ -377,7 +382,7 @@ START_CHECKS: tuple[Callable[[Observed, Json], Verdict | None], ...] = (
     nothing_is_missing,
     agents_are_few,
     instructions_are_there,
-    instructions_are_short,
+    agents_are_valid,
 )
 """What must be so before a run starts; the first that is not gives the reason."""
 

@@ -100,6 +100,7 @@ def composed() -> Cache:
     return cache
 
 
+ALL_REACH = ["Agent refunds", "Agent support", "Agent front"]
 ALL_WAIT = ["AgentRun to-refunds", "AgentRun to-support", "AgentRun to-front"]
 
 
@@ -109,8 +110,8 @@ ALL_WAIT = ["AgentRun to-refunds", "AgentRun to-support", "AgentRun to-front"]
         pytest.param(
             "Agent",
             agent("refunds", poolRef={"name": "gpu"}),
-            ["Agent refunds", "AgentPool gpu", "Agent support", *ALL_WAIT],
-            id="an agent: those that name it, runs of all that reach it",
+            ["Agent refunds", "AgentPool gpu", "Agent support", "Agent front", *ALL_WAIT],
+            id="an agent: all that reach it, and their runs",
         ),
         pytest.param(
             "Agent",
@@ -121,22 +122,32 @@ ALL_WAIT = ["AgentRun to-refunds", "AgentRun to-support", "AgentRun to-front"]
         pytest.param(
             "AgentModel",
             model("claude"),
-            ["AgentModel claude", "AgentPool default", "Agent support", "AgentRun to-support", "AgentRun to-front"],
+            [
+                "AgentModel claude",
+                "AgentPool default",
+                "Agent support",
+                "Agent front",
+                "AgentRun to-support",
+                "AgentRun to-front",
+            ],
             id="a model to fall back to",
         ),
         pytest.param(
             "AgentModel",
             model("emb"),
-            ["AgentModel emb", "AgentPool gpu", "Agent refunds", *ALL_WAIT],
+            ["AgentModel emb", "AgentPool gpu", *ALL_REACH, *ALL_WAIT],
             id="a model that makes vectors: its retriever's pool and agents",
         ),
         pytest.param(
-            "AgentPool", pool("gpu"), ["AgentPool gpu", "Agent refunds", *ALL_WAIT], id="a pool: runs that reach it"
+            "AgentPool",
+            pool("gpu"),
+            ["AgentPool gpu", *ALL_REACH, *ALL_WAIT],
+            id="a pool: agents and runs that reach it",
         ),
         pytest.param(
             "ConfigMap",
             config_map("prompts"),
-            ["Agent refunds", *ALL_WAIT],
+            [*ALL_REACH, *ALL_WAIT],
             id="a labelled ConfigMap with instructions",
         ),
     ],

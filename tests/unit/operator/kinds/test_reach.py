@@ -176,12 +176,13 @@ def test_a_pool_is_needed_by_runs_that_can_reach_it() -> None:
     assert not has_live_run(cache, gpu)
 
 
-def test_a_run_that_waits_for_a_config_map_keeps_no_pool_up() -> None:
+@pytest.mark.parametrize("reason", ["ConfigMapNotFound", "InvalidSpec"])
+def test_a_run_that_waits_for_what_somebody_has_to_mend_keeps_no_pool_up(reason: str) -> None:
     cache = Cache()
     cache.models.put(model())
     cache.agents.put(agent())
     waiting = run()
-    waiting["status"]["conditions"][1]["reason"] = "ConfigMapNotFound"
+    waiting["status"]["conditions"][1]["reason"] = reason
     cache.runs.put(waiting)
     assert not has_live_run(cache, POOL)
     cache.runs.put(run("r2"))

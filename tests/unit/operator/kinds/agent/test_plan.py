@@ -23,6 +23,12 @@ FROM_MAP = {"instructionsFrom": {"configMapKeyRef": {"name": "prompts", "key": "
 FROM_FUNCTION = {"instructionsFrom": {"function": {"name": "greet"}}}
 BUDGET = {"limits": {"maxCostUSD": "0.50"}}
 
+OK = ("True", "Resolved")
+OWN = model("own", name="our-own")
+CATALOGUE = [{"name": "weather", "digest": "d"}, {"name": "shop.pay", "digest": "d"}]
+TOOL_WEATHER = {"mode": "Tool", "tool": "weather"}
+TOOL_NOPE = {"mode": "Tool", "tool": "nope"}
+
 
 def known_pool(*functions: str, build: str = "b1", instructions: tuple[str, ...] = ()) -> Json:
     tools = [{"name": name, "digest": "d"} for name in functions]
@@ -104,6 +110,23 @@ def observed(spec: Json, *there: Json, config_maps: dict[str, Json | None] | Non
             ("True", "Resolved"),
             id="the retriever with its model",
         ),
+        *(
+            pytest.param(
+                observed(
+                    {"retrieval": {"retriever": "handbook"}},
+                    model(),
+                    model("emb", provider=provider),
+                    pool(retrievers=[HANDBOOK]),
+                ),
+                expected,
+                id=f"vectors of {provider}",
+            )
+            for provider, expected in {
+                "AzureOpenAI": ("True", "Resolved"),
+                "Anthropic": ("False", "InvalidSpec"),
+                "Bedrock": ("False", "InvalidSpec"),
+            }.items()
+        ),
         pytest.param(observed({"instructions": "Hi {{ context."}, model()), ("False", "InvalidSpec"), id="no template"),
         pytest.param(
             observed({"output": {"schema": {"type": "nonsense"}}}, model()),
@@ -144,6 +167,65 @@ def observed(spec: Json, *there: Json, config_maps: dict[str, Json | None] | Non
             ),
             ("True", "Resolved"),
             id="the name of MCP tools is none the model sees",
+        ),
+        *(
+            pytest.param(
+                observed(
+                    {"toolChoice": choice, **tools},
+                    model(),
+                    agent("sales"),
+                    pool(
+                        mcpServers=[SERVER],
+                        status={"build": "b1", "catalogue": {"build": "b1", "tools": CATALOGUE, "instructions": []}},
+                    ),
+                ),
+                expected,
+                id=f"toolChoice {' '.join(choice.values())}, with {' and '.join(tools) or 'nothing'}: {expected[1]}",
+            )
+            for choice, tools, expected in (
+                (TOOL_WEATHER, {"tools": TOOLS}, ("True", "Resolved")),
+                (TOOL_NOPE, {"tools": TOOLS}, ("False", "InvalidSpec")),
+                (TOOL_NOPE, {}, ("False", "InvalidSpec")),
+                (TOOL_NOPE, {"tools": [*TOOLS, {"name": "w", "mcp": {"server": "weather"}}], "handoffs": SALES}, OK),
+                ({"mode": "Tool", "tool": "transfer_to_sales"}, {"handoffs": SALES}, OK),
+                ({"mode": "Required"}, {"handoffs": SALES}, OK),
+                ({"mode": "Required"}, {"tools": WEATHER}, OK),
+                ({"mode": "Required"}, {}, ("False", "InvalidSpec")),
+                ({"mode": "Auto"}, {}, OK),
+                ({"mode": "None"}, {}, OK),
+            )
+        ),
+        *(
+            pytest.param(
+                observed({"tools": REFUNDS, **spec}, model(), *there),
+                expected,
+                id=f"{what} {expected[1]}",
+            )
+            for what, spec, there, expected in (
+                ("an agent in reach has no model:", {}, [agent("refunds", model="x")], ("False", "ModelNotFound")),
+                ("one has no price:", {}, [agent("refunds", model="own", **BUDGET), OWN], ("False", "PriceUnknown")),
+                ("one reaches nobody:", {}, [agent("refunds", handoffs=SALES)], ("False", "AgentNotFound")),
+                (
+                    "one farther away is not valid:",
+                    {},
+                    [agent("refunds", handoffs=SALES), agent("sales", instructions="{% x %}")],
+                    ("False", "InvalidSpec"),
+                ),
+                ("nobody told what one has:", {}, [agent("refunds", tools=TOOLS), pool()], OK),
+                (
+                    "what is wrong comes before what is unknown:",
+                    {"tools": [*TOOLS, *REFUNDS]},
+                    [agent("refunds", model="x"), pool()],
+                    ("False", "ModelNotFound"),
+                ),
+                ("one calls back:", {}, [agent(), agent("refunds", handoffs=[{"agentRef": {"name": "helper"}}])], OK),
+                (
+                    "its own comes first:",
+                    {"poolRef": {"name": "gpu"}},
+                    [agent("refunds", model="x")],
+                    ("False", "PoolNotFound"),
+                ),
+            )
         ),
         pytest.param(observed(BUDGET, model()), ("True", "Resolved"), id="a cost limit and a price"),
         pytest.param(
@@ -267,6 +349,16 @@ def test_ready(given: Observed, expected: tuple[str, str]) -> None:
             "The model would see two tools called transfer_to_sales, hand-offs included",
             id="a name twice",
         ),
+        pytest.param(
+            observed({"tools": TOOLS, "handoffs": SALES, "toolChoice": TOOL_NOPE}, model(), agent("sales")),
+            "toolChoice names nope, which is none of the tools: pay, transfer_to_sales, weather",
+            id="a choice of a tool that is none",
+        ),
+        pytest.param(
+            observed({"tools": REFUNDS}, model(), agent("refunds", model="x")),
+            "Agent refunds: There is no AgentModel x in namespace shop",
+            id="an agent in reach that lacks something",
+        ),
     ],
 )
 def test_the_message_says_where_to_look(given: Observed, message: str) -> None:
@@ -282,6 +374,9 @@ def test_the_message_says_where_to_look(given: Observed, message: str) -> None:
             observed(FROM_MAP, model(), config_maps={"prompts": config_map("prompts", helper="{% x %}")}),
             10.0,
             id="a ConfigMap with what is no template",
+        ),
+        pytest.param(
+            observed({"tools": REFUNDS}, model(), agent("refunds", **FROM_MAP)), 10.0, id="one of an agent in reach"
         ),
         pytest.param(observed({"instructions": "{% x %}"}, model()), None, id="an Agent's own: its event tells"),
         pytest.param(observed({}), None, id="a missing model: its event tells"),

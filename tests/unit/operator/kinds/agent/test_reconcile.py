@@ -57,6 +57,17 @@ async def test_a_missing_config_map_is_read_again_until_it_is_there() -> None:
     assert kube.reasons == ["ConfigMapNotFound", "Resolved"]
 
 
+@pytest.mark.looptime
+async def test_the_config_map_of_an_agent_it_reaches_is_read_too() -> None:
+    kube, cache = FakeKube({PROMPTS: config_map("prompts", helper="{% x %}")}), Cache()
+    cache.models.put(model())
+    cache.agents.put(agent(handoffs=[{"agentRef": {"name": "sales"}}]))
+    cache.agents.put(agent("sales", instructionsFrom={"configMapKeyRef": {"name": "prompts", "key": "helper"}}))
+    reconciler = AgentReconciler(kube, cache, RecentConfigMaps(kube, cache), lambda: NOW)
+    assert await reconciler.reconcile(KEY) == 10.0
+    assert kube.reasons == ["InvalidSpec"]
+
+
 async def test_a_labelled_config_map_is_in_the_cache() -> None:
     kube, cache = FakeKube(), Cache()
     cache.models.put(model())

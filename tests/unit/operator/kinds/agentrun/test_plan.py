@@ -107,12 +107,12 @@ FROM_MAP = agent(instructionsFrom={"configMapKeyRef": {"name": "prompts", "key":
 REFUNDS = [{"name": "refunds", "agentRef": {"name": "refunds"}}]
 
 
-def chain(count: int) -> list[Json]:
+def chain(count: int, **spec: Any) -> list[Json]:
     """So many agents, each of which calls the next."""
     names = ["helper", *(f"a{number}" for number in range(1, count))]
     following = [*names[1:], names[0]]
     return [
-        agent(name, tools=[{"name": "next", "agentRef": {"name": other}}])
+        agent(name, tools=[{"name": "next", "agentRef": {"name": other}}], **spec)
         for name, other in zip(names, following, strict=True)
     ]
 
@@ -147,7 +147,7 @@ def chain(count: int) -> list[Json]:
             id="without the agent's pool it waits",
         ),
         pytest.param(
-            observed(run(), there=(agent(instructions="x" * contract.SNAPSHOT_MAX_BYTES), model())),
+            observed(run(), there=(*chain(64, instructions="x" * 32768), model())),
             [("status", "Failed", "InvalidSpec", "InvalidSpec", True)],
             id="a snapshot that is too large fails for good",
         ),
@@ -160,8 +160,19 @@ def chain(count: int) -> list[Json]:
             observed(
                 run(), there=(FROM_MAP, model()), config_maps={"prompts": config_map("prompts", helper="x" * 32769)}
             ),
-            [("status", "Failed", "InvalidSpec", "InvalidSpec", True)],
-            id="so do instructions in a ConfigMap that are too long",
+            [("status", "Pending", "InvalidSpec", None, False)],
+            id="instructions in a ConfigMap that are too long may be mended",
+        ),
+        *(
+            pytest.param(
+                observed(run(), there=(*there, model())),
+                [("status", "Pending", "InvalidSpec", None, False)],
+                id=f"{what} may be mended",
+            )
+            for what, there in {
+                "an agent that is not valid": (agent(instructions="{% x %}"),),
+                "one that it reaches": (agent(tools=REFUNDS), agent("refunds", output={"schema": {"type": "string"}})),
+            }.items()
         ),
         pytest.param(
             observed(run(), there=(FROM_MAP, model()), config_maps={"prompts": None}),
@@ -395,6 +406,7 @@ def test_each_written_status_is_a_fixpoint() -> None:
         observed(run(), there=()),
         observed(run(), there=(agent(),)),
         observed(run(), there=(FROM_MAP, model()), config_maps={"prompts": None}),
+        observed(run(), there=(agent(instructions="{% x %}"), model())),
         observed(started_run(limits={"timeout": "2h"}), problem="cause=x"),
     ):
         [write] = plan(given).actions
@@ -417,9 +429,43 @@ def test_temporal_is_asked_first_only_where_it_must_be(obj: Json, cancel_sent: d
     assert needs_look(obj, cancel_sent) is expected
 
 
-def test_a_missing_config_map_is_looked_for_again_since_nothing_watches_it() -> None:
-    given = observed(run(), there=(FROM_MAP, model()), config_maps={"prompts": None})
-    assert plan(given).requeue_after == 10.0
+EMBEDDING = {"modelRef": {"name": "claude"}}
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        pytest.param(
+            (agent(tools=REFUNDS), agent("refunds", toolChoice={"mode": "Required"})),
+            "Agent refunds: toolChoice has mode Required, and there are neither tools nor hand-offs. "
+            "The run starts when that is mended",
+            id="an agent in reach is named",
+        ),
+        pytest.param(
+            (
+                agent(retrieval={"retriever": "handbook"}),
+                pool(retrievers=[{"name": "handbook", "qdrant": {"collection": "c", "embedding": EMBEDDING}}]),
+                model("claude", provider="Anthropic"),
+            ),
+            "Agent helper: AgentModel claude of retriever handbook has provider Anthropic, which has no embeddings; "
+            "name one of OpenAI or AzureOpenAI. The run starts when that is mended",
+            id="a model that makes no vectors",
+        ),
+    ],
+)
+def test_a_run_repeats_what_is_wrong_with_an_agent(there: tuple[Json, ...], message: str) -> None:
+    [write] = plan(observed(run(), there=(*there, model()))).actions
+    assert isinstance(write, WriteStatus)
+    succeeded = find_condition({"status": write.status}, ConditionType.SUCCEEDED)
+    assert succeeded is not None
+    assert (succeeded["reason"], succeeded["message"]) == ("InvalidSpec", message)
+
+
+def test_a_config_map_that_is_missing_or_wrong_is_read_again_since_nothing_watches_it() -> None:
+    for found in (None, config_map("prompts", helper="{% x %}")):
+        given = observed(run(), there=(FROM_MAP, model()), config_maps={"prompts": found})
+        assert plan(given).requeue_after == 10.0
+    assert plan(observed(run(), there=(agent(instructions="{% x %}"), model()))).requeue_after is None
     assert plan(observed(run(), there=())).requeue_after is None
 
 
