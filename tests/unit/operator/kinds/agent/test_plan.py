@@ -376,7 +376,9 @@ def test_the_message_says_where_to_look(given: Observed, message: str) -> None:
             id="a ConfigMap with what is no template",
         ),
         pytest.param(
-            observed({"tools": REFUNDS}, model(), agent("refunds", **FROM_MAP)), 10.0, id="one of an agent in reach"
+            observed({"tools": REFUNDS}, model(), agent("refunds", instructionsFrom=FROM_MAP["instructionsFrom"])),
+            10.0,
+            id="one of an agent in reach",
         ),
         pytest.param(observed({"instructions": "{% x %}"}, model()), None, id="an Agent's own: its event tells"),
         pytest.param(observed({}), None, id="a missing model: its event tells"),
