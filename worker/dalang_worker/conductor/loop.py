@@ -308,7 +308,7 @@ async def _call_when_approved(
         outcome = await _call_tool(state, agent, conversation, place, part, verdict, ports, needed, override)
         if outcome.ask_again is None:
             _applied(state, pending, decision)
-            return _with_override(outcome, override)
+            return outcome if verdict.handoff else _with_override(outcome, override)
         if decision is not None:
             state.approvals.end(pending, "Superseded", decision)
         again = {"arguments": outcome.ask_again.arguments, "digest": outcome.ask_again.digest}
@@ -330,7 +330,11 @@ async def _call_tool(
     if verdict.handoff is not None:
         return ToolOutcome(output=_transferred(verdict.handoff), handoff=verdict.handoff)
     if verdict.agent is not None:
-        message = str((override or {}).get("message") or verdict.agent.message)
+        message = verdict.agent.message if override is None else override.get("message")
+        if not isinstance(message, str) or not message:
+            return _refused(
+                "Not run: a human approved the call with other arguments, and those have no text `message`."
+            )
         return await _call_agent(
             state, conversation, place, AgentCall(agent=verdict.agent.agent, message=message), ports
         )
