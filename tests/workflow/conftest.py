@@ -135,6 +135,11 @@ class Run:
         """What the reporter was told, in the order in which it was."""
         return self.world.reported.setdefault(self.handle.id, [])
 
+    @property
+    def last_report(self) -> RunReport:
+        """The newest report: one may overtake another on its way."""
+        return max(self.reports, key=lambda report: report.seq)
+
     async def end(self) -> Ended:
         """Wait for the end; the workflow's result or failure must be the last report, without its messages."""
         try:
@@ -142,14 +147,14 @@ class Run:
         except WorkflowFailureError as error:
             cause = error.cause
             if not isinstance(cause, ApplicationError):
-                return Ended(type(cause).__name__.removesuffix("Error"), self.reports[-1])
+                return Ended(type(cause).__name__.removesuffix("Error"), self.last_report)
             converter = process.data_converter().payload_converter
             (told,) = converter.from_payloads(converter.to_payloads(cause.details), [RunReport])
-            assert told == self.reports[-1].model_copy(update={"messages": []})
+            assert told == self.last_report.model_copy(update={"messages": []})
             assert (cause.type, cause.message) == (told.reason, told.message)
-            return Ended("Failed", self.reports[-1])
-        assert result == self.reports[-1].model_copy(update={"messages": []})
-        return Ended("Succeeded", self.reports[-1])
+            return Ended("Failed", self.last_report)
+        assert result == self.last_report.model_copy(update={"messages": []})
+        return Ended("Succeeded", self.last_report)
 
     async def pending(self, count: int = 1) -> list[ApprovalRequest]:
         """Wait until so many approvals are pending, as the last report tells, and return them."""
@@ -157,7 +162,7 @@ class Run:
 
         def are_there() -> bool:
             nonlocal last
-            last = (self.reports[-1].pending_approvals or []) if self.reports else []
+            last = (self.last_report.pending_approvals or []) if self.reports else []
             return len(last) == count
 
         await self.world.eventually(are_there)

@@ -290,7 +290,7 @@ async def test_answer_approved(world: "World") -> None:
         run = await world.start({"text": '{"day": 7}'}, {"text": '{"day": 6}'}, agent=agent)
         (first,) = await run.pending()
         await run.decide(first, "Reject", reason="Not on a Sunday.")
-        await world.eventually(lambda: run.reports[-1].pending_approvals not in (None, [first]))
+        await world.eventually(lambda: run.last_report.pending_approvals not in (None, [first]))
         (second,) = await run.pending()
         await run.decide(second, "Approve", override={"day": 3})
         await save(run, "answer-approved")

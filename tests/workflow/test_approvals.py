@@ -209,7 +209,7 @@ async def test_an_answer_may_need_approval(world: "World") -> None:
         (first,) = await run.pending()
         assert (first.subject, first.tool, first.arguments) == ("Output", None, '{"day":7}')
         await run.decide(first, "Reject", reason="Not on a Sunday.")
-        await world.eventually(lambda: run.reports[-1].pending_approvals not in (None, [first]))
+        await world.eventually(lambda: run.last_report.pending_approvals not in (None, [first]))
         (second,) = await run.pending()
         await run.decide(second, "Approve", override={"day": 3})
         ended = await run.end()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from dalang_api import API_VERSION, contract
+from dalang_operator.reporter.approvals import make_approval
 
 if TYPE_CHECKING:
     from tests.cluster.runs.conftest import Run, Shop, System
@@ -26,6 +27,7 @@ Object = dict[str, Any]
 
 TOLD = {"text": "{{last_tool}}"}
 APPROVE = '{"spec":{"decision":"Approve"}}'
+TOOLS = Path(__file__).parent / "tools" / "shop.py"
 POLICY = "dalang-approvals"
 NEVER_MATCHES = '{"spec":{"matchConditions":[{"name":"never","expression":"false"}]}}'
 
@@ -33,6 +35,11 @@ NEVER_MATCHES = '{"spec":{"matchConditions":[{"name":"never","expression":"false
 def pays(*keys: str, amount: int = 120) -> Object:
     """A turn with a call of `pay` for each key."""
     return {"toolCalls": [{"name": "pay", "arguments": {"key": key, "amount": amount}} for key in keys]}
+
+
+def holds(key: str) -> Object:
+    """A turn whose call lasts until the test lets it go."""
+    return {"toolCalls": [{"name": "hold", "arguments": {"key": key}}]}
 
 
 def asking(shop: "Shop", name: str, *responses: Object, pool: str | None = None, **policy: Any) -> "Run":
@@ -125,6 +132,8 @@ def test_a_call_waits_for_one_kubectl_patch(desk: "Shop") -> None:
     assert reason_of(approval, "Proven")[0] == "True"
     assert approval["metadata"]["ownerReferences"][0]["uid"] == run.uid
     assert call["amount"] == 120
+    logged = f"AgentApproval {desk.namespace}/{name}: Applied Approve by ada"
+    assert sum(log.count(logged) for log in desk.system.logs().values()) == 1
     events = desk.kubectl("events", "--for", f"agentrun.v1alpha1.dalang.dev/{run.name}")
     assert "AwaitingApproval" in events
     assert f"Pay for main-path? Decide with: kubectl patch agentapproval {name} -n {desk.namespace}" in events
@@ -245,6 +254,36 @@ def test_an_approval_deleted_while_pending_is_made_anew_undecided(desk: "Shop", 
     assert (outcomes(run), desk.calls_of("deleted")) == ([("Reject", "bob")], [])
 
 
+def test_a_tool_that_has_changed_is_asked_about_anew(desk: "Shop", system: "System") -> None:
+    """With a worker that has been replaced meanwhile; what was approved is another tool's call."""
+    desk.pool("changing", scaling={"minReplicas": 1})
+    run = asking(desk, "changed-tool", pays("changed-tool"), TOLD, pool="changing")
+    name = run.ask()
+    (before,) = desk.pods("changing")
+    source = TOOLS.read_text()
+    changed = source.replace("def pay(key: str, amount: int,", "def pay(key: str, amount: float,")
+    assert changed != source
+    desk.put("ConfigMap", "changing-tools", data={"shop.py": changed})
+
+    def is_replaced() -> bool:
+        pods = desk.pods("changing")
+        ready = [each for pod in pods for each in pod["status"].get("conditions", ()) if each["type"] == "Ready"]
+        return [each["status"] for each in ready] == ["True"] and before["metadata"]["uid"] != pods[0]["metadata"][
+            "uid"
+        ]
+
+    system.wait_for("the worker is replaced", is_replaced)
+    desk.decide(name)
+    new = system.wait_for("it is asked anew", lambda: another(run, name))
+    desk.becomes(name, "Superseded")
+    assert not desk.calls_of("changed-tool")
+    desk.decide(new)
+    run.answered()
+    assert len(desk.calls_of("changed-tool")) == 1
+    assert outcomes(run) == [("Superseded", ""), ("Approve", "bob")]
+    desk.delete("AgentPool", "changing")
+
+
 def test_a_cancelled_run_asks_nobody(desk: "Shop") -> None:
     run = asking(desk, "cancelled", pays("cancelled"), TOLD)
     name = run.ask()
@@ -319,12 +358,25 @@ def test_a_pool_is_at_zero_while_all_await_approval(desk: "Shop", system: "Syste
 # ── kill -9 ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+MOMENTS = ("asking", "made", "asked", "decided", "sent", "delivered", "running")
+
+
 def attempts_to_report(run: "Run") -> int:
     """Return how often a report has been tried without success; 0: there is none to be made."""
     handle = run.shop.system.temporal.client.get_workflow_handle(run.workflow_id)
     described = run.shop.system.temporal.do(handle.describe()).raw_description
     reports = [each for each in described.pending_activities if each.activity_type.name == contract.REPORT_ACTIVITY]
     return reports[0].attempt if reports else 0
+
+
+def make_what_is_asked(run: "Run") -> None:
+    """Make the AgentApproval that a run's last report asks for, as the operator would have before it was killed."""
+    scheduled = [event.activity_task_scheduled_event_attributes for event in run.events]
+    (*_, last) = [each for each in scheduled if each.activity_type.name == contract.REPORT_ACTIVITY]
+    report = contract.RunReport.model_validate_json(last.input.payloads[0].data)
+    (request,) = report.pending_approvals or []
+    body = make_approval(request, contract.parse_workflow_id(run.workflow_id), run.workflow_id)
+    run.shop.system.request("POST", "AgentApproval", run.shop.namespace, body=body)
 
 
 @pytest.mark.parametrize(
@@ -341,8 +393,10 @@ def test_a_kill_loses_no_decision_and_applies_none_twice(
     """One kill meets a run at each moment.
 
     asking     its approval is being made, by an operator that does not answer
+    made       it is there, and the operator has not told Temporal
     asked      it is there, undecided
     decided    a decision stands in the object; the operator does not answer
+    sent       Temporal has it, and the operator has not written so
     delivered  Temporal has it; the worker does not answer
     running    its tool runs
     """
@@ -350,37 +404,44 @@ def test_a_kill_loses_no_decision_and_applies_none_twice(
     first, pool = f"first-{label}", f"kills-{label}"
     for each in (first, pool):
         desk.pool(each, scaling={"minReplicas": 1})
-    hold = {"toolCalls": [{"name": "hold", "arguments": {"key": f"{label}-begin"}}]}
     asks = {
-        moment: asking(desk, f"{moment}-{label}", pays(f"{moment}-{label}"), TOLD, pool=pool)
-        for moment in ("asked", "decided", "delivered", "running")
+        moment: asking(desk, f"{moment}-{label}", pays(f"{moment}-{label}"), TOLD, pool=pool) for moment in MOMENTS[2:]
     }
-    asking_run = asking(desk, f"asking-{label}", hold, pays(f"asking-{label}"), TOLD, pool=first)
+    about_to_ask = {
+        moment: asking(desk, key, holds(f"{key}-begin"), pays(key), TOLD, pool=first)
+        for moment in MOMENTS[:2]
+        for key in [f"{moment}-{label}"]
+    }
     (desk.folder / f"hold-running-{label}").touch()
     names = {moment: run.ask() for moment, run in asks.items()}
     begun = {"running": desk.decide(names["running"])}
     wait_for("its tool runs", lambda: desk.is_called(f"running-{label}"))
-    wait_for("the other is about to ask", lambda: desk.is_called(f"{label}-begin"))
-    assert not [call for moment in ("asked", "decided", "delivered") for call in desk.calls_of(f"{moment}-{label}")]
+    for moment in about_to_ask:
+        wait_for(f"{moment} is about to ask", lambda moment=moment: desk.is_called(f"{moment}-{label}-begin"))  # type: ignore[misc]
     with stopped(system, desk.worker(pool)):
-        begun["delivered"] = desk.decide(names["delivered"])
-        desk.becomes(names["delivered"], "Delivered")
+        for moment in ("sent", "delivered"):
+            begun[moment] = desk.decide(names[moment])
+            desk.becomes(names[moment], "Delivered")
         with stopped(system, "operator"):
             begun["decided"] = desk.decide(names["decided"])
-            desk.let_go(f"{label}-begin")
-            wait_for("it is about to be asked", lambda: attempts_to_report(asking_run))
+            desk.patch("AgentApproval", f"{names['sent']}/status", {"status": {"state": "Pending", "conditions": []}})
+            for moment, run in about_to_ask.items():
+                desk.let_go(f"{moment}-{label}-begin")
+                wait_for("it is about to be asked", lambda run=run: attempts_to_report(run))  # type: ignore[misc]
+            make_what_is_asked(about_to_ask["made"])
             assert desk.get("AgentApproval", names["decided"])["status"]["state"] == "Pending"
-            victims = [*(["operator"] if "operator" in parts else [])]
+            victims = ["operator"] if "operator" in parts else []
             victims += [desk.worker(first), desk.worker(pool)] if "workers" in parts else []
-            assert not desk.calls_of(f"delivered-{label}")
+            assert [moment for moment in MOMENTS if desk.calls_of(f"{moment}-{label}")] == ["running"]
             pids = {victim: system.kill(victim) for victim in victims}
             for victim, pid in pids.items():
                 wait_for(f"{victim} is gone", lambda victim=victim, pid=pid: not is_alive(system, victim, pid))  # type: ignore[misc]
     begun["asked"] = desk.decide(names["asked"])
-    names["asking"] = asking_run.ask(60)
-    begun["asking"] = desk.decide(names["asking"])
+    for moment, run in about_to_ask.items():
+        names[moment] = run.ask(60)
+        begun[moment] = desk.decide(names[moment])
     desk.let_go(f"running-{label}")
-    for moment, run in {**asks, "asking": asking_run}.items():
+    for moment, run in {**asks, **about_to_ask}.items():
         key = f"{moment}-{label}"
         assert run.answered(90)["output"] == f"paid 120 for {key}"
         assert outcomes(run) == [("Approve", "bob")]

@@ -227,6 +227,21 @@ def test_agent_pool(obj: Json, status: str, reason: Reason) -> None:
     assert_ready_kind("AgentPool", obj, status, reason)
 
 
+@pytest.mark.parametrize("kind", ["Agent", "AgentModel", "AgentPool"])
+@pytest.mark.parametrize(
+    ("ready", "reason", "expected"),
+    [
+        pytest.param("True", "Fine", "Healthy", id="ready"),
+        pytest.param("Unknown", "NotKnown", "Progressing", id="not known yet"),
+        pytest.param("False", Reason.PENDING, "Progressing", id="passes by itself"),
+        pytest.param("False", "Broken", "Degraded", id="any other reason: somebody has to mend it"),
+    ],
+)
+def test_ready_whatever_the_reason(kind: str, ready: str, reason: str, expected: str) -> None:
+    status = {"observedGeneration": 1, "conditions": [condition("Ready", ready, reason, "so it is")]}
+    assert health(kind, with_status(new_objects()[kind], status)) == (expected, f"{reason}: so it is")
+
+
 def assert_ready_kind(kind: str, obj: Json, status: str, reason: Reason) -> None:
     ready = obj["status"]["conditions"][0]
     assert ready["reason"] == reason, "the operator says so"
