@@ -267,10 +267,10 @@ def test_a_tool_that_has_changed_is_asked_about_anew(desk: "Shop", system: "Syst
 
     def is_replaced() -> bool:
         pods = desk.pods("changing")
-        ready = [each for pod in pods for each in pod["status"].get("conditions", ()) if each["type"] == "Ready"]
-        return [each["status"] for each in ready] == ["True"] and before["metadata"]["uid"] != pods[0]["metadata"][
-            "uid"
-        ]
+        if [pod["metadata"]["uid"] == before["metadata"]["uid"] for pod in pods] != [False]:
+            return False
+        conditions = {each["type"]: each["status"] for each in pods[0]["status"].get("conditions", ())}
+        return conditions.get("Ready") == "True"
 
     system.wait_for("the worker is replaced", is_replaced)
     desk.decide(name)

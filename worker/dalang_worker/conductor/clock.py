@@ -53,8 +53,11 @@ class Clock:
         stands_still = self._asking > 0 and self._working == 0
         if stands_still == self.stands_still:
             return
+        try:
+            now = asyncio.get_running_loop().time()
+        except RuntimeError:  # the run is only being taken out of memory, and goes on elsewhere
+            return
         self.stands_still = stands_still
-        now = asyncio.get_running_loop().time()
         for timeout, left in self._left.items():
             when = timeout.when()
             if stands_still and when is not None and not timeout.expired():
