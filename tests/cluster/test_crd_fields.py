@@ -135,6 +135,7 @@ class Variant:
 
 TEMPERATURE = "parameters.temperature"
 FIRST = "tools[0]"
+OTHER_MODEL = {"fallbackModelRefs[0].name": "another-model"}
 SERVER = "mcpServers[0]"
 TRANSPORTS = {"streamableHTTP": "headers", "sse": "headers", "stdio": "env"}
 """Each with its list of named values."""
@@ -168,12 +169,15 @@ VARIANTS: Mapping[type[Resource], Mapping[str, Variant]] = {
         for what, excluded in {"a value": ("valueFrom", "path"), "a secret": ("value", "url")}.items()
     },
     Agent: {
-        "a function": Variant(f"{FIRST}.mcp {FIRST}.agentRef instructionsFrom", {"toolChoice.mode": "Tool"}),
+        "a function": Variant(
+            f"{FIRST}.mcp {FIRST}.agentRef instructionsFrom", {"toolChoice.mode": "Tool", **OTHER_MODEL}
+        ),
         "MCP": Variant(
-            f"{FIRST}.function {FIRST}.agentRef instructions instructionsFrom.function", {"toolChoice.mode": "Tool"}
+            f"{FIRST}.function {FIRST}.agentRef instructions instructionsFrom.function",
+            {"toolChoice.mode": "Tool", **OTHER_MODEL},
         ),
         "an agent": Variant(
-            f"{FIRST}.function {FIRST}.mcp instructions instructionsFrom.configMapKeyRef toolChoice.tool"
+            f"{FIRST}.function {FIRST}.mcp instructions instructionsFrom.configMapKeyRef toolChoice.tool", OTHER_MODEL
         ),
     },
     AgentRun: {"input": Variant("messages"), "messages": Variant("input")},

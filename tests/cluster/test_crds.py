@@ -66,7 +66,8 @@ FROM_KEY = {"secretKeyRef": {"name": "keys", "key": "token"}}
 
 
 WRONG_IDENTITY = (
-    "workloadIdentity is for provider OpenAI with its member openAI, and Anthropic with its member anthropic"
+    "workloadIdentity is for provider OpenAI with its member openAI, and Anthropic with its member anthropic; "
+    "use apiKey for the others"
 )
 
 
@@ -594,6 +595,33 @@ def test_taken(kind: type[Resource], spec: object, objects: "Objects") -> None:
             ],
             id="a duration in days",
         ),
+        pytest.param(
+            AgentRun,
+            {**RUN, "limits": {"timeout": "0h0s"}},
+            ["spec.limits.timeout: Invalid value: timeout must be longer than 0s"],
+            id="no time at all",
+        ),
+        pytest.param(
+            AgentRun,
+            {**RUN, "limits": {"maxCostUSD": "0.00"}},
+            ["spec.limits.maxCostUSD: Invalid value: maxCostUSD must be more than 0"],
+            id="no money at all",
+        ),
+        pytest.param(
+            Agent,
+            {**AGENT, "handoffs": [{"agentRef": {"name": "x"}}]},
+            ["spec.handoffs: Invalid value: an agent cannot hand over to itself"],
+            id="a hand-off to itself",
+        ),
+        pytest.param(
+            Agent,
+            {**AGENT, "fallbackModelRefs": [AGENT["modelRef"]]},
+            [
+                "spec.fallbackModelRefs: Invalid value: "
+                "fallbackModelRefs names the agent's own modelRef; name other models"
+            ],
+            id="its own model as the next",
+        ),
     ],
 )
 def test_refused(kind: type[Resource], spec: object, causes: list[str], objects: "Objects") -> None:
@@ -767,7 +795,7 @@ READY = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-02T03
             AgentModel,
             MODEL,
             {"conditions": [{**READY, "reason": "Accepted"}]},
-            {"NAME": "x", "PROVIDER": "OpenAI", "MODEL": "gpt-5", "READY": "True"},
+            {"NAME": "x", "PROVIDER": "OpenAI", "MODEL": "gpt-5", "READY": "True", "REASON": "Accepted"},
             id="models",
         ),
         pytest.param(

@@ -176,12 +176,12 @@ class Limits(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
-                "!has(self.timeout) || duration(self.timeout) > duration('0s')",
+                "!has(self.timeout) || self.timeout.matches('[1-9]')",
                 "timeout must be longer than 0s",
                 field_path=".timeout",
             ),
             rule(
-                "!has(self.maxCostUSD) || double(self.maxCostUSD) > 0.0",
+                "!has(self.maxCostUSD) || self.maxCostUSD.matches('[1-9]')",
                 "maxCostUSD must be more than 0",
                 field_path=".maxCostUSD",
             ),

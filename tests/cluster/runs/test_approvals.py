@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from dalang_api import API_VERSION, contract
+from dalang_operator.kinds.agentapproval.plan import decision_of
 from dalang_operator.reporter.approvals import make_approval
 
 if TYPE_CHECKING:
@@ -353,6 +354,32 @@ def test_a_pool_is_at_zero_while_all_await_approval(desk: "Shop", system: "Syste
     assert call["time"] > begun
     rejected.answered()
     assert outcomes(approved) == [("Approve", "bob")]
+
+
+def test_an_operator_that_was_killed_wakes_pools_at_zero_all_the_same(desk: "Shop", system: "System") -> None:
+    """Of a decision that it had not seen, and of one that it had sent without bringing up a worker."""
+    runs = {}
+    for each in ("unseen", "sent"):
+        desk.pool(f"{each}-pool", scaling={"scaleToZeroAfter": "2s"})
+        runs[each] = asking(desk, f"zero-{each}", pays(f"zero-{each}"), TOLD, pool=f"{each}-pool")
+    names = {each: run.ask() for each, run in runs.items()}
+
+    def nobody_is_there() -> bool:
+        return not any(desk.replicas(f"{each}-pool") or desk.pods(f"{each}-pool") for each in runs)
+
+    system.wait_for("nobody is left", nobody_is_there)
+    with stopped(system, "operator"):
+        for name in names.values():
+            desk.decide(name)
+        decision = decision_of(desk.get("AgentApproval", names["sent"]))
+        handle = system.temporal.client.get_workflow_handle(runs["sent"].workflow_id)
+        system.temporal.do(handle.signal(contract.DECIDE_SIGNAL, decision))
+        desk.patch("AgentApproval", f"{names['sent']}/status", {"status": {"state": "Delivered"}})
+        system.kill("operator")
+    for each, run in runs.items():
+        run.answered()
+        assert (len(desk.calls_of(f"zero-{each}")), outcomes(run)) == (1, [("Approve", "bob")])
+        desk.becomes(names[each], "Applied")
 
 
 # ── kill -9 ────────────────────────────────────────────────────────────────────────────────────────────────────────

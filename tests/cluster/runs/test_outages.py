@@ -100,7 +100,7 @@ def test_servers_are_killed(system: "System", mall: "Shop") -> None:
             system.wait_for("it is under way", lambda: runs[-1].asked)
             killed = system.kill(server)
             system.wait_for(f"{server} is back", lambda: system.is_back(server, killed))  # noqa: B023 called at once
-            system.wait_for("the API server answers", lambda: mall.all("AgentRun"))
+            system.wait_for("the API server takes runs", mall.takes_runs)
         for run in runs:
             run.answered(90)
             run.check_no_call_was_repeated()
