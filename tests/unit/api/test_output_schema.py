@@ -87,10 +87,10 @@ def test_a_schema_that_can_be_used(schema: Json) -> None:
     ],
 )  # fmt: skip
 def test_a_schema_that_cannot_is_told_with_its_place(schema: Json, words: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(OutputSchemaError, match=words):
         check(schema)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 ANSWER = '{"items": [{"price": 1.5}]}'
@@ -181,17 +181,17 @@ NINES = '{"a": [' + ",".join("9" * 15_000) + "]}"
 )  # fmt: skip
 def test_neither_schema_nor_answer_can_hold_a_worker_up(schema: Json, text: str) -> None:
     check(schema)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(AnswerError):
         fit(schema, text)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_many_objects_are_compared_in_one_pass() -> None:
     answer = {"items": [], "tags": [{"a": number} for number in range(2500)]}
-    began = time.monotonic()
+    began = time.process_time()
     assert fit(ORDER, json.dumps(answer)) == answer
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("answer", ['{"a": 1e299}', '{"a": ' + "9" * 290 + "}"])
