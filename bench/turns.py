@@ -31,7 +31,8 @@ from bench.processes import agent_worker, bare_worker
 
 INSTALLATION = "bench-turns"
 QUEUE = contract.pool_queue(INSTALLATION, "bench", "default")
-CONCURRENCY = 50
+CASES = ((0, 50), (500, 50), (500, 20))
+"""Milliseconds of model latency, and runs at once. At 50 two cores are busy with Temporal's server; at 20 they are not."""
 MODEL_CALLS = 4
 """Of each run: three turns with a tool call of 64 bytes, and the answer."""
 
@@ -39,38 +40,43 @@ _ids = (f"turns-{number}" for number in itertools.count())
 
 
 async def turns(temporal: Client, runs: int) -> dict[str, Any]:
-    """Turns per second at 0 and 500 ms of model latency, with 50 runs at once; started in Temporal, without Kubernetes."""
+    """Turns per second by model latency and runs at once; started in Temporal, without Kubernetes."""
     with tempfile.TemporaryDirectory(prefix="dalang-bench-") as folder:
         _write(Path(folder, "benchtools.py"), TOOLS)
-        return {f"{latency}ms": await _turns_at(temporal, runs, latency, Path(folder)) for latency in (0, 500)}
+        return {
+            f"{latency}ms, {at_once} at once": await _turns_at(temporal, runs, latency, at_once, Path(folder))
+            for latency, at_once in CASES
+        }
 
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-async def _turns_at(temporal: Client, runs: int, latency: int, tools_path: Path) -> dict[str, Any]:
+async def _turns_at(temporal: Client, runs: int, latency: int, at_once: int, tools_path: Path) -> dict[str, Any]:
     model = f"bench-{latency}-turns-{MODEL_CALLS - 1}-bytes-64"
     with bare_worker() as worker:
-        bare_figures = await _measure(runs, lambda: _run_bare(temporal, model), worker)
+        bare_figures = await _measure(runs, at_once, lambda: _run_bare(temporal, model), worker)
     with agent_worker(INSTALLATION, tools_path) as worker:
         async with Worker(temporal, task_queue=contract.reporter_queue(INSTALLATION), activities=[_report]):
-            figures = await _measure(runs, lambda: _run_agent(temporal, model), worker)
+            figures = await _measure(runs, at_once, lambda: _run_agent(temporal, model), worker)
     result = {
         "bareLoop": bare_figures,
         "agentLoop": figures,
         "ratio": round(figures["turnsPerSecond"] / bare_figures["turnsPerSecond"], 3),
     }
     if latency:
-        ideal = CONCURRENCY * 1000 / latency
+        ideal = at_once * 1000 / latency
         result["ideal"] = ideal
         result["ofIdeal"] = round(figures["turnsPerSecond"] / ideal, 3)
         result["bareOfIdeal"] = round(bare_figures["turnsPerSecond"] / ideal, 3)
     return result
 
 
-async def _measure(runs: int, run_one: Callable[[], Awaitable[None]], worker: psutil.Process) -> dict[str, float]:
-    gate = asyncio.Semaphore(CONCURRENCY)
+async def _measure(
+    runs: int, at_once: int, run_one: Callable[[], Awaitable[None]], worker: psutil.Process
+) -> dict[str, float]:
+    gate = asyncio.Semaphore(at_once)
 
     async def gated() -> None:
         async with gate:

@@ -46,7 +46,8 @@ async def test_a_call_waits_and_is_made_once_it_is_approved(world: "World") -> N
     assert (ended.outcome, ended.report.output, lines(notes)) == ("Succeeded", "noted paid", ["paid"])
     assert (request.question, request.tool, request.subject) == ("Pay?", "note", "ToolCall")
     assert request.arguments == f'{{"file":"{notes}","line":"paid"}}'
-    assert phases(run) == ["AwaitingApproval", "Running", "Succeeded"]
+    assert phases(run)[:2] == ["AwaitingApproval", "Running"]
+    assert phases(run)[-1] == "Succeeded"
     (end,) = ended.report.ended_approvals or []
     assert (end.name, end.state, end.decision, end.decided_by) == (request.name, "Applied", "Approve", "ada")
     assert end.uid == world.approval_uids[request.name]
@@ -87,6 +88,21 @@ async def test_only_what_the_expression_says_is_asked(world: "World") -> None:
         await run.decide(request, "Approve")
         ended = await run.end()
     assert (ended.outcome, lines(notes)) == ("Succeeded", ["small", "large"])
+
+
+@pytest.mark.parametrize(
+    "written",
+    [pytest.param("true", id="as text that the tool reads as true"), pytest.param(True, id="as it should be")],
+)
+async def test_a_policy_is_not_passed_by_writing_a_value_otherwise(world: "World", written: Any) -> None:
+    policy = ApprovalPolicy(when="args.force == true")
+    agent = {"tools": [ToolBinding(name="drop", function="drop", approval=policy)]}
+    async with world.serving():
+        run = await world.start(calls(("drop", {"force": written})), {"text": "{{last_tool}}"}, agent=agent)
+        (request,) = await run.pending()
+        await run.decide(request, "Reject")
+        ended = await run.end()
+    assert "rejected" in (ended.report.output or "")
 
 
 async def test_the_pool_may_ask_whatever_the_agent_says(world: "World") -> None:
@@ -240,11 +256,11 @@ async def test_an_agent_called_as_a_tool_may_ask(world: "World") -> None:
 
 
 async def test_reports_are_few(world: "World") -> None:
-    """One when it asks, one when it goes on, one at the end: each is a write to the API server."""
+    """One when it asks, one a decision, one when the turn is done, one at the end: each is a write to the API server."""
     async with world.serving():
         run = await world.start(calls(*(note(world.path / "n", line) for line in "ab")), {"text": "done"}, agent=asks())
         requests = await run.pending(2)
         await asyncio.gather(*(run.decide(request, "Approve") for request in requests))
         ended = await run.end()
     assert ended.outcome == "Succeeded"
-    assert len(run.reports) <= 4
+    assert len(run.reports) <= 5

@@ -13,7 +13,7 @@ JSON, and of their schema. The activity that runs the call makes the digest agai
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -120,14 +120,20 @@ def for_call(
     arguments: str,
     circumstances: Circumstances,
     of_agent: Iterable[ApprovalPolicy] = (),
+    read_as: Callable[[], list[dict[str, Any]] | None] = list,
 ) -> ApprovalNeeded | None:
     """Return what a human has to approve before a call, or None where nobody asks.
+
+    Asked is also where a policy would ask about the arguments as the tool itself reads them: a model that writes `"true"`
+    for `true`, which the tool takes and `args.force == true` does not, must not get past it.
 
     Args:
         tool: What would be run.
         arguments: As the model wrote them, a JSON object; empty text means none. Defaults are not filled in.
         circumstances: What else expressions see.
         of_agent: The Agent's policies for this tool.
+        read_as: Returns the other ways in which the tool may read the arguments; None where that is not known, and then
+            all are asked that look at them.
 
     Raises:
         UnshowableError: A human would have to approve it, and cannot be shown what.
@@ -138,7 +144,13 @@ def for_call(
         return None
     parsed = parse_arguments(arguments)
     variables = {**circumstances.variables(), "args": parsed, "tool": tool.variable()}
-    asking = [policy for policy in policies if _asks(policy, variables, tool.name)]
+    readings = read_as()
+    asking = [
+        policy
+        for policy in policies
+        if readings is None
+        or any(_asks(policy, {**variables, "args": reading}, tool.name) for reading in [parsed, *readings])
+    ]
     if not asking:
         return None
     shown = _shown(parsed, f"the arguments of {tool.name}")

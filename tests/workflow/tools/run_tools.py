@@ -65,6 +65,12 @@ def say(size: int) -> str:
 
 
 @tool
+def drop(force: bool) -> str:
+    """Drop everything."""
+    return f"dropped, force {force}"
+
+
+@tool
 def rubbish(size: int) -> bytes:
     """Return bytes that are no UTF-8."""
     return b"\xff\xfe" * (size // 2)

@@ -17,6 +17,8 @@ class Pending:
     request: ApprovalRequest
     decided: "asyncio.Future[Decision]"
     uid: str | None = None
+    was_made: bool = False
+    """There was an AgentApproval, so that somebody could decide."""
     offered: list[Decision] = field(default_factory=list)
     """Decisions that came; the first may be here before the report has told the uid."""
 
@@ -42,8 +44,13 @@ class Approvals:
         """Take note of the uids of the AgentApprovals. One that was made anew has another, and is undecided."""
         for name, uid in uids.items():
             if (pending := self.pending.get(name)) is not None:
-                pending.uid = uid
+                pending.uid, pending.was_made = uid, True
                 self._match(pending)
+
+    def forget_uids(self) -> None:
+        """An approval may have been deleted: decisions count again when the next report has told which there are."""
+        for pending in self.pending.values():
+            pending.uid = None
 
     def decide(self, decision: Decision) -> None:
         """Take a decision; one that is late, repeated, or of something else changes nothing."""

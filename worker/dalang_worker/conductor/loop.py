@@ -300,12 +300,16 @@ async def _call_when_approved(
     while needed is not None:
         question = Question(f"{conversation.thread.name}/{place.turn}/{place.index}/{asked}", part.tool, needed)
         pending, decision = await _ask(state, agent, question, ports)
-        refusal = _refusal(needed, decision)
+        refusal = _refusal(needed, pending, decision)
         if refusal is not None:
             _applied(state, pending, decision)
             return _refused(f"Not run: {refusal}")
         override = decision.override if decision else None
-        outcome = await _call_tool(state, agent, conversation, place, part, verdict, ports, needed, override)
+        try:
+            outcome = await _call_tool(state, agent, conversation, place, part, verdict, ports, needed, override)
+        except BaseException:
+            _applied(state, pending, decision)  # it may well have run
+            raise
         if outcome.ask_again is None:
             _applied(state, pending, decision)
             return outcome if verdict.handoff else _with_override(outcome, override)
@@ -487,13 +491,16 @@ def _applied(state: RunState, pending: Pending, decision: Decision | None) -> No
         state.approvals.end(pending, "Applied", decision)
 
 
-def _refusal(needed: ApprovalNeeded, decision: Decision | None) -> str | None:
-    """Return why it may not go on, for the model; None where it may."""
+def _refusal(needed: ApprovalNeeded, pending: Pending, decision: Decision | None) -> str | None:
+    """Return why it may not go on, for the model; None where it may.
+
+    `onTimeout: Approve` holds only where somebody could have decided: there was an AgentApproval.
+    """
     if decision is not None:
         if decision.decision == "Approve":
             return None
         return f"a human rejected it. {decision.reason or 'No reason was given.'}"
-    return None if needed.on_timeout == "Approve" else "nobody approved it in time."
+    return None if needed.on_timeout == "Approve" and pending.was_made else "nobody approved it in time."
 
 
 async def _approve_answer(
@@ -510,7 +517,7 @@ async def _approve_answer(
     while needed is not None:
         question = Question(f"{thread.name}/{turn}/answer/{asked}", None, _noting(needed, problem))
         pending, decision = await _ask(state, agent, question, ports)
-        refusal = _refusal(needed, decision)
+        refusal = _refusal(needed, pending, decision)
         override = decision.override if decision else None
         if refusal is None and override is not None and agent.output_schema is not None:
             with state.clock.working():

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dalang.tools import ArgumentsError, ToolFunction
-from dalang_api import contract
+from dalang_api import contract, output_schema
 from dalang_api.contract import AgentCall, AgentSnapshot, ApprovalPolicy, CallVerdict, HandoffBinding, Snapshot
 from dalang_api.v1alpha1.conditions import Reason
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_jsonable_python
 
 from dalang_worker import approvals
 from dalang_worker.approvals import CalledTool, Circumstances, UnshowableError
@@ -62,6 +62,10 @@ class Offer(Protocol):
         """Return whether a call can be run, and if not, what the model is told."""
         ...
 
+    def read_as(self, arguments: str) -> list[dict[str, Any]] | None:
+        """Return how else than as JSON says the tool may read arguments; None where that is not known."""
+        ...
+
 
 class Servers(Protocol):
     """The pool's MCP servers."""
@@ -104,7 +108,11 @@ class Offers:
             return verdict
         try:
             needed = approvals.for_call(
-                offer.called, "" if verdict.handoff else arguments, self.circumstances, offer.policies
+                offer.called,
+                "" if verdict.handoff else arguments,
+                self.circumstances,
+                offer.policies,
+                lambda: offer.read_as(arguments),
             )
         except UnshowableError as error:
             return CallVerdict(call_id=call_id, error=cut(f"Not run: {error}.", ARGUMENTS_ERROR_MAX_BYTES))
@@ -234,6 +242,12 @@ class FunctionOffer:
             reads_context=self.function.reads_context or None,
         )
 
+    def read_as(self, arguments: str) -> list[dict[str, Any]] | None:
+        try:
+            return [to_jsonable_python(self.function.parse(arguments))]
+        except ValueError:  # a type of the author's own
+            return None
+
 
 @dataclass(frozen=True)
 class McpOffer:
@@ -260,6 +274,15 @@ class McpOffer:
         if not isinstance(parsed, dict):
             return CallVerdict(call_id=call_id, error=f"The arguments of {self.name} are not a JSON object.")
         return CallVerdict(call_id=call_id, function=self.tool.name, server=self.server, once=self.tool.once or None)
+
+    def read_as(self, arguments: str) -> list[dict[str, Any]] | None:
+        """Nobody knows how a server reads what does not fit its schema."""
+        try:
+            output_schema.check(self.tool.schema)
+            output_schema.fit(self.tool.schema, arguments.strip() or "{}")
+        except (output_schema.OutputSchemaError, output_schema.AnswerError):
+            return None
+        return []
 
 
 class _Task(BaseModel):
@@ -298,6 +321,9 @@ class AgentOffer:
             return CallVerdict(call_id=call_id, error=cut(words, ARGUMENTS_ERROR_MAX_BYTES))
         return CallVerdict(call_id=call_id, agent=AgentCall(agent=self.agent.name, message=task.message))
 
+    def read_as(self, arguments: str) -> list[dict[str, Any]] | None:
+        return []
+
 
 @dataclass(frozen=True)
 class HandoffOffer:
@@ -318,6 +344,9 @@ class HandoffOffer:
 
     def judge(self, call_id: str, arguments: str) -> CallVerdict:
         return CallVerdict(call_id=call_id, handoff=self.handoff.agent)
+
+    def read_as(self, arguments: str) -> list[dict[str, Any]] | None:
+        return []
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:

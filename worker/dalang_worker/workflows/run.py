@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from temporalio import workflow
@@ -83,8 +84,10 @@ class AgentRunWorkflow:
         self._state = RunState(run, self._target.suffix)
         self._state.clock.changed = self._state.approvals.changed = self._changed
         self._will_look = False
-        self._told: tuple[bool, tuple[str, ...]] = (False, ())
-        """What the last report said of approvals: whether all waits for them, and their names."""
+        self._told: tuple[bool, tuple[str, ...], str] = self._approvals_now()
+        """What the last report said of approvals."""
+        self._learned = 0
+        """Number of the newest report whose AgentApprovals are known."""
         self._started_at = workflow.now()
         self._seq = 0
         self._reported_at = self._started_at
@@ -149,6 +152,7 @@ class AgentRunWorkflow:
     @workflow.signal(name=contract.REPORT_AGAIN_SIGNAL)
     def report_again(self) -> None:
         """Report the present state once more; somebody found the object's status out of date."""
+        self._state.approvals.forget_uids()
         self._report_progress()
 
     # ── The conductor's ports ──
@@ -214,12 +218,16 @@ class AgentRunWorkflow:
 
     async def check_answer(self, agent: AgentSnapshot, answer: dict[str, Any]) -> str | None:
         """Check an answer that an approver has changed, as one activity."""
-        problem: str | None = await workflow.execute_activity(
-            contract.CHECK_ANSWER_ACTIVITY,
-            AnswerCheck(output_schema=agent.output_schema or {}, answer=answer),
-            task_queue=agent.queue,
-            start_to_close_timeout=timedelta(seconds=30),
-        )
+        with self._awaiting("answer", f"the check of an answer of {self._place(agent)}"):
+            try:
+                problem: str | None = await workflow.execute_activity(
+                    contract.CHECK_ANSWER_ACTIVITY,
+                    AnswerCheck(output_schema=agent.output_schema or {}, answer=answer),
+                    task_queue=agent.queue,
+                    start_to_close_timeout=timedelta(seconds=30),
+                )
+            except ActivityError as error:
+                raise _stopped_by(error) from error
         return problem
 
     def ask(self, agent: AgentSnapshot, question: Question) -> Pending:
@@ -250,7 +258,7 @@ class AgentRunWorkflow:
 
     def turn_done(self) -> None:
         """Report progress if the last report is old enough."""
-        if self._has_recovered or self._is_report_due():
+        if self._has_recovered or self._is_report_due() or self._approvals_now() != self._told:
             self._report_progress()
 
     # ── Reports ──
@@ -267,10 +275,14 @@ class AgentRunWorkflow:
 
     def _look(self) -> None:
         self._will_look = False
-        state = self._state
-        now = (state.clock.stands_still, tuple(state.approvals.pending))
-        if now != self._told and not self._has_ended:
+        if self._approvals_now()[:2] != self._told[:2] and not self._has_ended:
             self._report_progress(timedelta(days=1))
+
+    def _approvals_now(self) -> tuple[bool, tuple[str, ...], str]:
+        """Whether all waits for approvals, the names of those, and the last that ended."""
+        approvals = self._state.approvals
+        last = approvals.ended[-1].name if approvals.ended else ""
+        return self._state.clock.stands_still, tuple(approvals.pending), last
 
     def _is_report_due(self) -> bool:
         return workflow.now() - self._reported_at >= PROGRESS_INTERVAL
@@ -288,16 +300,20 @@ class AgentRunWorkflow:
         for retrying in self._retrying.values():
             reason, message = Reason.parse(retrying.reason) or reason, retrying.message
         phase, pending = Phase.RUNNING, self._state.approvals.pending
-        self._told = (self._state.clock.stands_still, tuple(pending))
+        self._told = self._approvals_now()
         if self._state.clock.stands_still:
             phase, reason = Phase.AWAITING_APPROVAL, Reason.AWAITING_APPROVAL
             message = "; ".join(one.request.question for one in pending.values())
         sent = self._start_report(self._report(phase, reason, message), None if pending else give_up_after)
-        sent.add_done_callback(self._learn)
+        sent.add_done_callback(partial(self._learn, self._seq))
 
-    def _learn(self, done: "asyncio.Future[dict[str, Any] | None]") -> None:
-        """Take note of the AgentApprovals that a report has made. A report that was lost is none to asyncio's log."""
-        if not done.cancelled() and done.exception() is None:
+    def _learn(self, seq: int, done: "asyncio.Future[dict[str, Any] | None]") -> None:
+        """Take note of the AgentApprovals that a report has made. A report that was lost is none to asyncio's log.
+
+        What an older one says comes too late: an approval may have been made anew since.
+        """
+        if not done.cancelled() and done.exception() is None and seq > self._learned:
+            self._learned = seq
             self._state.approvals.learn(ReportResult.model_validate(done.result() or {}).approvals or {})
 
     async def _fail(self, failure: RunFailed) -> RunReport:

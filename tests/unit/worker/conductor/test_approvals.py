@@ -67,6 +67,8 @@ class Ports:
     decisions: list[dict[str, Any] | None] = field(default_factory=list)
     outcomes: list[ToolOutcome] = field(default_factory=list)
     problems: list[str | None] = field(default_factory=list)
+    makes_objects: bool = True
+    fails: RunFailed | None = None
     asked: list[Question] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
 
@@ -77,6 +79,8 @@ class Ports:
     async def tool(self, agent: AgentSnapshot, call: ToolCall) -> ToolOutcome:
         self.tool_calls.append(call)
         await asyncio.sleep(0)
+        if self.fails:
+            raise self.fails
         return self.outcomes.pop(0) if self.outcomes else ToolOutcome(output="refunded")
 
     async def check_answer(self, agent: AgentSnapshot, answer: dict[str, Any]) -> str | None:
@@ -95,7 +99,8 @@ class Ports:
             requested_at="2026-01-01T00:00:00Z",
         )
         pending = self.run.approvals.ask(request)
-        self.run.approvals.learn({request.name: f"uid-{len(self.asked)}"})
+        if self.makes_objects:
+            self.run.approvals.learn({request.name: f"uid-{len(self.asked)}"})
         decision = self.decisions.pop(0) if self.decisions else None
         if decision is not None:
             self.run.approvals.decide(made(request, len(self.asked), **decision))
@@ -175,6 +180,23 @@ async def test_what_nobody_decides_in_time(on_timeout: str, calls: int, output: 
     ports = Ports(run, {"desk": [asks(refund(approval=expires)), says("Done.")]})
     await converse(run, run.main, ports)
     assert (len(ports.tool_calls), told(run)[0][0], ended(run)) == (calls, output, [("Expired", None)])
+
+
+async def test_nobody_could_approve_what_there_was_no_object_for() -> None:
+    """The operator was away until the time was over: `onTimeout: Approve` needs somebody who could have said no."""
+    run = state()
+    expires = needed(timeout_seconds=0.01, on_timeout="Approve")
+    ports = Ports(run, {"desk": [asks(refund(approval=expires)), says("Done.")]}, makes_objects=False)
+    await converse(run, run.main, ports)
+    assert (ports.tool_calls, told(run)) == ([], [("Not run: nobody approved it in time.", True)])
+
+
+async def test_an_approved_call_that_is_stopped_was_applied_all_the_same() -> None:
+    run = state()
+    ports = Ports(run, {"desk": [asks(refund())]}, [APPROVE], fails=RunFailed(Reason.WORKFLOW_FAILED, "lost"))
+    with pytest.raises(RunFailed, match="lost"):
+        await converse(run, run.main, ports)
+    assert ended(run) == [("Applied", "Approve")]
 
 
 async def test_what_nobody_decides_in_time_may_fail_the_run() -> None:
