@@ -177,8 +177,13 @@ def _field(tool_name: str, parameter: inspect.Parameter, hint: Any, description:
 
 
 def _explain(name: str, error: ValidationError) -> str:
+    return f"{describe_misfit(name, error)} Call it again with arguments that match its schema."
+
+
+def describe_misfit(name: str, error: ValidationError) -> str:
+    """Return what is wrong with the arguments of a tool, for the model: the first few problems, each with its place."""
     problems = "; ".join(
         f"{'.'.join(str(place) for place in problem['loc']) or 'arguments'}: {problem['msg']}"
         for problem in error.errors(include_url=False, include_input=False)[:5]
     )
-    return f"The arguments do not fit tool {name}: {problems}. Call it again with arguments that match its schema."
+    return f"The arguments do not fit tool {name}: {problems}."

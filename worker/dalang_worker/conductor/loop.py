@@ -189,8 +189,8 @@ async def _call_model(
         has_next = place + 1 < len(names)
         if failures:
             conversation.budget.check_spending()
-        call = _model_call(agent, conversation, state.snapshot_digest, turn, names[place] if place else None)
-        call = call.model_copy(update={"has_next": has_next or None})
+        model = names[place] if place else None
+        call = _model_call(agent, conversation, state.snapshot_digest, turn, model, has_next=has_next)
         try:
             with state.clock.working():
                 reply = await ports.model(agent, call, _attempts(agent, has_next=has_next))
@@ -237,7 +237,7 @@ def _attempts(agent: AgentSnapshot, *, has_next: bool) -> int:
 
 
 def _model_call(
-    agent: AgentSnapshot, conversation: Conversation, snapshot: str, turn: int, model: str | None
+    agent: AgentSnapshot, conversation: Conversation, snapshot: str, turn: int, model: str | None, *, has_next: bool
 ) -> ModelCall:
     count, digest, tail = conversation.thread.prefix()
     cost_left = conversation.budget.cost_left()
@@ -253,6 +253,7 @@ def _model_call(
         context=conversation.context if conversation.context and agent.reads_context() else None,
         max_output_tokens=conversation.budget.tokens_left(),
         max_cost_usd=None if cost_left is None else f"{cost_left:f}",
+        has_next=has_next or None,
     )
 
 

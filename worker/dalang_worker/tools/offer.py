@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from dalang.tools import ArgumentsError, ToolFunction
+from dalang.tools import ArgumentsError, ToolFunction, describe_misfit
 from dalang_api import contract, output_schema
 from dalang_api.contract import AgentCall, AgentSnapshot, ApprovalPolicy, CallVerdict, HandoffBinding, Snapshot
 from dalang_api.v1alpha1.conditions import Reason
@@ -313,11 +313,7 @@ class AgentOffer:
         try:
             task = _Task.model_validate_json(arguments.strip() or "{}")
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(str(place) for place in problem['loc']) or 'arguments'}: {problem['msg']}"
-                for problem in error.errors(include_url=False, include_input=False)[:5]
-            )
-            words = f"The arguments do not fit tool {self.name}: {problems}. It takes one string, message."
+            words = f"{describe_misfit(self.name, error)} It takes one string, message."
             return CallVerdict(call_id=call_id, error=cut(words, ARGUMENTS_ERROR_MAX_BYTES))
         return CallVerdict(call_id=call_id, agent=AgentCall(agent=self.agent.name, message=task.message))
 

@@ -275,7 +275,7 @@ class AgentRunWorkflow:
 
     def _look(self) -> None:
         self._will_look = False
-        if self._approvals_now()[:2] != self._told[:2] and not self._has_ended:
+        if self._approvals_now()[:2] != self._told[:2]:
             self._report_progress(timedelta(days=1))
 
     def _approvals_now(self) -> tuple[bool, tuple[str, ...], str]:
