@@ -7,6 +7,7 @@ an SDK's object, and nothing holds a Secret's value: keys travel as references a
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -66,24 +67,51 @@ TURN_ARGUMENTS_MAX_BYTES = 256 * 1024
 TURN_MAX_CALLS = 32
 """The most tool calls of one turn that are run; the model is told of the others."""
 
+SESSION_TRANSCRIPT_BYTES = 512 * 1024
+"""Beyond this, or beyond its `historySize`, a session's older messages are summarised before the next run's first turn."""
+SESSION_QUEUE_MAX_RUNS = 200
+"""The most runs a session's workflow is sent before it has ended them; more wait in the cluster."""
+SESSION_QUEUE_MAX_BYTES = 512 * 1024
+"""The most those may weigh together, but for one that is larger by itself. With this, the transcript and the snapshot,
+continuing as new stays below 2 MiB."""
+SESSION_SEEN_MAX = 400
+"""How many runs a session remembers that it was sent: a repeated one is ignored."""
+SESSION_CONTINUE_BYTES = 2 * 1024 * 1024
+"""A session whose history grows past this continues as new, between two runs."""
+SESSION_CARRY_MAX_BYTES = 1792 * 1024
+"""The most a session may carry when it continues as new."""
+SUMMARY_MAX_CHARS = 4096
+"""The longest that a summary may be: all of it stands in the status."""
+
+DEFAULT_HISTORY_SIZE = 40
 DEFAULT_MAX_TURNS = 20
 DEFAULT_TIMEOUT_SECONDS = 3600.0
 
 # ── Names ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 RUN_WORKFLOW = "AgentRun"
+SESSION_WORKFLOW = "AgentSession"
+TRIGGER_WORKFLOW = "TriggerRun"
 PUBLISH_TOOLS_WORKFLOW = "PublishTools"
 MODEL_ACTIVITY = "model"
 TOOL_ACTIVITY = "tool"
 MCP_ACTIVITY = "mcp"
 CHECK_ANSWER_ACTIVITY = "checkAnswer"
+SUMMARY_ACTIVITY = "summarise"
 REPORT_ACTIVITY = "report"
+REPORT_SESSION_ACTIVITY = "reportSession"
+CREATE_RUN_ACTIVITY = "createRun"
+CANCEL_RUN_ACTIVITY = "cancelRun"
 CATALOGUE_ACTIVITY = "publishCatalogue"
 TRANSCRIPT_QUERY = "transcript"
 SNAPSHOT_QUERY = "snapshot"
 DECIDE_SIGNAL = "decide"
 RETRYING_SIGNAL = "retrying"
 REPORT_AGAIN_SIGNAL = "reportAgain"
+EXCHANGE_SIGNAL = "exchange"
+CANCEL_EXCHANGE_SIGNAL = "cancelExchange"
+CONFIGURE_SIGNAL = "configure"
+RUN_ENDED_SIGNAL = "runEnded"
 
 
 def reporter_queue(installation: str) -> str:
@@ -106,6 +134,33 @@ def run_workflow_id(installation: str, namespace: str, name: str, uid: str) -> s
     return f"{installation}.{namespace}.{name}.{uid}"
 
 
+def session_workflow_id(installation: str, namespace: str, name: str, uid: str) -> str:
+    """Workflow id of an AgentSession; the uid keeps it from meeting that of a run of the same name."""
+    return f"{installation}.{namespace}.{name}.{uid}"
+
+
+def schedule_id(installation: str, namespace: str, name: str, uid: str) -> str:
+    """Id of an AgentSchedule's Temporal Schedule, and of its workflows `TriggerRun` before Temporal adds the time."""
+    return f"{installation}.{namespace}.{name}.{uid}"
+
+
+def scheduled_run_name(schedule: str, uid: str, scheduled_at: datetime) -> str:
+    """Return the name of the AgentRun a schedule creates for a time: the same whoever asks, and sorted by time.
+
+    Ten characters beside the schedule's name: the time in whole seconds, to the base of 36, and the beginning of the
+    schedule's uid, so that one that was made anew does not meet the runs of the old one.
+    """
+    return f"{schedule}-{_base36(int(scheduled_at.timestamp())):0>7}{uid[:3]}"
+
+
+def _base36(number: int) -> str:
+    digits = ""
+    while number:
+        number, rest = divmod(number, 36)
+        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[rest] + digits
+    return digits
+
+
 def catalogue_workflow_id(installation: str, namespace: str, pool: str, build: str) -> str:
     """Workflow id of a pool's `PublishTools`."""
     return f"{installation}.{namespace}.{pool}.{build}"
@@ -113,13 +168,13 @@ def catalogue_workflow_id(installation: str, namespace: str, pool: str, build: s
 
 @dataclass(frozen=True)
 class WorkflowTarget:
-    """The object a workflow id names: of a run with its uid, of a pool with its build."""
+    """The object a workflow id names: of a run or a session with its uid, of a pool with its build."""
 
     installation: str
     namespace: str
     name: str
     suffix: str
-    """The run's uid, or the pool's build."""
+    """The run's or the session's uid, or the pool's build; of a schedule's firing its uid, `-` and the time."""
 
 
 def parse_workflow_id(workflow_id: str) -> WorkflowTarget:
@@ -400,6 +455,13 @@ class Snapshot(Wire):
 # ── The run workflow ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class RunIdentity(Wire):
+    """An AgentRun. Where a workflow is that of its session, its id does not name the run."""
+
+    name: str
+    uid: str
+
+
 class RunInput(Wire):
     """Input of the workflow `AgentRun`. Namespace, name and uid stand in the workflow's id."""
 
@@ -440,6 +502,8 @@ class ModelCall(Wire):
     """What is left of a cost budget: a model without a known price must not be called, and no answer may cost more."""
     has_next: bool | None = None
     """Another model comes next, so a long wait that the endpoint asks for is not worth it."""
+    run: RunIdentity | None = None
+    """The run, where it is an exchange of a session; absent: the one that the workflow's id names."""
 
 
 class AgentCall(Wire):
@@ -545,6 +609,8 @@ class ToolCall(Wire):
     """What a human approved: a tool whose schema has changed since has another digest, and must not be run."""
     approved_arguments: str | None = None
     """The arguments that the digest covers, where a human approved the call with others; absent: `arguments`."""
+    run: RunIdentity | None = None
+    """As in `ModelCall`."""
 
 
 def idempotency_key(run_uid: str, call: ToolCall) -> str:
@@ -641,6 +707,8 @@ class ReportResult(Wire):
     """Result of the activity `report`: the uid of the AgentApproval of each pending request, by name."""
 
     approvals: dict[str, str] | None = None
+    gone: bool | None = None
+    """The AgentRun was deleted, so that nobody waits for it any more."""
 
 
 class Decision(Wire):
@@ -714,6 +782,171 @@ class RunReport(Wire):
     """The last that were decided, expired or superseded."""
     tools_failure: str | None = None
     """Whose model could not be offered all its tools at its last call, and why."""
+    run: RunIdentity | None = None
+    """The run, where it is an exchange of a session."""
+    session: "SessionReport | None" = None
+    """The state of the session it is an exchange of."""
+
+
+class SessionReport(Wire):
+    """The **whole** state of a session: input of `reportSession`, and part of the reports of its runs."""
+
+    seq: int
+    """Rises by one with each report of the session or of one of its runs."""
+    run_id: str
+    """Temporal's id of the execution."""
+    task_queue: str
+    agent: str
+    """Who holds the conversation."""
+    started_at: str
+    """RFC 3339, UTC, whole seconds; likewise `closed_at`."""
+    runs: int = 0
+    """Runs that have ended."""
+    queued_runs: int = 0
+    last_run: "LastRun | None" = None
+    messages: list[RecentMessage] = []
+    summary: str | None = None
+    context: dict[str, str] | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: str | None = None
+    """Absent where the price of any call is not known."""
+    closed_at: str | None = None
+    closed_message: str | None = None
+    """Why it closed, for people."""
+
+
+class LastRun(Wire):
+    """The run of a session that ended last."""
+
+    name: str
+    phase: Literal["Succeeded", "Failed", "Cancelled"]
+    finished_at: str
+
+
+# ── The session workflow ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+class SessionSettings(Wire):
+    """What of an AgentSession's spec may change. Signal `configure`; it counts from the next run on, `closed` at once."""
+
+    history_size: int = DEFAULT_HISTORY_SIZE
+    summary_enabled: bool = True
+    summary_model: str | None = None
+    """Name of the ModelSnapshot that summarises; absent: the one of the session's agent."""
+    idle_timeout_seconds: float | None = None
+    closed: str | None = None
+    """Set to end the session after the run that is under way: why, for people."""
+
+
+class Exchange(Wire):
+    """Signal `exchange`: an AgentRun of the session. They are carried out in the order in which they were sent."""
+
+    run: RunIdentity
+    agent: str
+    """Name of the session's agent, with whom the conversation goes on if the one that holds it is not in the snapshot any more."""
+    messages: list[Message]
+    max_turns: int
+    timeout_seconds: float
+    snapshot_digest: str
+    snapshot: Snapshot | None = None
+    """Absent where the run before was sent with the same one: a session keeps the last."""
+    max_tokens: int | None = None
+    max_cost_usd: str | None = None
+    context: dict[str, Any] | None = None
+    queued: bool | None = None
+    """Its status says `Queued`, so its begin has to be reported."""
+
+
+class CancelExchange(Wire):
+    """Signal `cancelExchange`: a run was cancelled or deleted; the conversation stays as it was before it.
+
+    It may be queued, under way, or not have been sent yet.
+    """
+
+    run: RunIdentity
+    deleted: bool | None = None
+    """Nobody waits for a report."""
+
+
+class SessionState(Wire):
+    """What a session carries when it continues as new."""
+
+    started_at: str
+    seq: int
+    threads: int
+    """How many threads there were: no two have the same name."""
+    messages: list[Message]
+    queue: list[Exchange]
+    """Without snapshots; those stand beside, once each."""
+    snapshots: list[Snapshot]
+    seen: list[str]
+    """Uids of the last runs that were sent, the newest last."""
+    runs: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: str
+    is_priced: bool
+    summary: str | None = None
+    last_run: LastRun | None = None
+    idle_since: str | None = None
+    """Since when there was no run; RFC 3339."""
+
+
+class SessionInput(Wire):
+    """Input of the workflow `AgentSession`. Namespace, name and uid stand in the workflow's id."""
+
+    agent: str
+    """Who holds the conversation."""
+    settings: SessionSettings
+    context: dict[str, Any] | None = None
+    state: SessionState | None = None
+    """Absent at the session's start."""
+
+
+class SummaryCall(Wire):
+    """Input of the activity `summarise`: the first `count` messages of a thread, in at most `SUMMARY_MAX_CHARS`.
+
+    The first message may be an earlier summary.
+    """
+
+    snapshot: str
+    """Digest of the snapshot, as in `ModelCall`; likewise `thread`, `count` and `digest`."""
+    model: str
+    """Name of the ModelSnapshot."""
+    thread: str
+    count: int
+    digest: str
+    run: RunIdentity
+    max_cost_usd: str | None = None
+    """What is left of a cost budget: a model without a known price must not be called."""
+
+
+class SummaryReply(Wire):
+    """Result of the activity `summarise`."""
+
+    summary: str
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: str | None = None
+
+
+# ── Schedules ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class CreatedRun(Wire):
+    """Result of the activity `createRun`: the AgentRun of a firing; without one there will be none, for the reason."""
+
+    run: RunIdentity | None = None
+    problem: str | None = None
+
+
+class RunEnded(Wire):
+    """Signal `runEnded`: what became of the AgentRun of a firing. Repeated it changes nothing."""
+
+    run_uid: str
+    phase: Literal["Succeeded", "Failed", "Cancelled", "Deleted"]
+    message: str = ""
 
 
 # ── Context variables ──────────────────────────────────────────────────────────────────────────────────────────────

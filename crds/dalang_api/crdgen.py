@@ -20,10 +20,10 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from dalang_api import GROUP, VERSION
-from dalang_api.v1alpha1 import Agent, AgentApproval, AgentModel, AgentPool, AgentRun
+from dalang_api.v1alpha1 import Agent, AgentApproval, AgentModel, AgentPool, AgentRun, AgentSchedule, AgentSession
 from dalang_api.v1alpha1.schema import Resource
 
-KINDS: tuple[type[Resource], ...] = (Agent, AgentApproval, AgentModel, AgentPool, AgentRun)
+KINDS: tuple[type[Resource], ...] = (Agent, AgentApproval, AgentModel, AgentPool, AgentRun, AgentSchedule, AgentSession)
 
 _HEADER = "# Generated from crds/dalang_api/v1alpha1 by `make generate`. Do not edit.\n"
 

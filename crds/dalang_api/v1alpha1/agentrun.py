@@ -1,4 +1,4 @@
-"""AgentRun: one task given to an agent, and its result. One run is one Temporal workflow."""
+"""AgentRun: one task given to an agent, or the next exchange of a conversation, and its result."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -39,41 +39,43 @@ class InputMessage(ApiModel):
     """What was said."""
 
 
-class AgentRunSpec(ApiModel):
-    """The task. Only `cancel` and `ttlAfterFinished` can be changed later; for anything else create another run."""
+TASK_RULES = (
+    rule("has(self.agentRef) != has(self.sessionRef)", "exactly one of agentRef and sessionRef must be set"),
+    rule("has(self.input) != has(self.messages)", "exactly one of input and messages must be set"),
+    rule(
+        "!has(self.messages) || size(self.messages) == 0 || self.messages[size(self.messages) - 1].role == 'User'",
+        "the last of messages must have role User",
+    ),
+    rule(
+        f"!has(self.messages) || self.messages.map(message, size(message.content)).sum() <= {CONVERSATION_MAX}",
+        f"messages may have at most {CONVERSATION_MAX} characters together",
+    ),
+    rule(
+        "!has(self.context) || self.context.all(name, name.matches('^[a-zA-Z_][a-zA-Z0-9_]{0,63}$'))",
+        "names in context begin with a letter or _ and have at most 64 letters, digits and _",
+        field_path=".context",
+    ),
+    rule(
+        "!has(self.context) || self.context.map(name, size(name) + size(bytes(self.context[name]))).sum() "
+        f"<= {CONTEXT_MAX_BYTES}",
+        f"context may have at most {CONTEXT_MAX_BYTES} bytes together",
+        field_path=".context",
+    ),
+)
+"""What holds of every task, also of one that stands in a template and may be edited there."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            rule("has(self.input) != has(self.messages)", "exactly one of input and messages must be set"),
-            rule(
-                "!has(self.messages) || size(self.messages) == 0 || "
-                "self.messages[size(self.messages) - 1].role == 'User'",
-                "the last of messages must have role User",
-            ),
-            rule(
-                f"!has(self.messages) || self.messages.map(message, size(message.content)).sum() <= {CONVERSATION_MAX}",
-                f"messages may have at most {CONVERSATION_MAX} characters together",
-            ),
-            rule(
-                "!has(self.context) || self.context.all(name, name.matches('^[a-zA-Z_][a-zA-Z0-9_]{0,63}$'))",
-                "names in context begin with a letter or _ and have at most 64 letters, digits and _",
-                field_path=".context",
-            ),
-            rule(
-                "!has(self.context) || self.context.map(name, size(name) + size(bytes(self.context[name]))).sum() "
-                f"<= {CONTEXT_MAX_BYTES}",
-                f"context may have at most {CONTEXT_MAX_BYTES} bytes together",
-                field_path=".context",
-            ),
-            immutable_except(
-                ["ttlAfterFinished", "cancel"],
-                "a run's spec is immutable but for cancel and ttlAfterFinished; create another run",
-            ),
-        )
-    )
 
-    agent_ref: LocalReference
-    """The Agent that does the task. If there is none of that name yet, the run waits for it."""
+class RunTask(ApiModel):
+    """A task: who does it, what it is, and where it ends at the latest."""
+
+    model_config = ConfigDict(json_schema_extra=rules(*TASK_RULES))
+
+    agent_ref: LocalReference | None = None
+    """The Agent that does the task. If there is none of that name yet, the run waits for it. Exactly one of `agentRef` and
+    `sessionRef` is set."""
+    session_ref: LocalReference | None = None
+    """The AgentSession whose next exchange this is: it remembers what was said before. Runs of a session are carried out one
+    after another, in the order of their creation. If there is no session of that name yet, the run waits for it."""
     input: Annotated[str, Field(min_length=1, max_length=INPUT_MAX)] | None = None
     """The task, as one message of the user. Exactly one of `input` and `messages` is set."""
     messages: (
@@ -83,13 +85,29 @@ class AgentRunSpec(ApiModel):
     `input` and `messages` is set."""
     context: ContextVariables | None = None
     """Context variables: read by instructions and tools, changed by tools, and never shown to the model by themselves. A
-    value that is JSON is read as such (`"3"` is a number), any other is text; each at most 4096 characters, together at most 8192 bytes."""
+    value that is JSON is read as such (`"3"` is a number), any other is text; each at most 4096 characters, together at most 8192 bytes.
+    In a session they are added to those of the conversation."""
     limits: Limits | None = None
-    """Where this run ends at the latest. Each limit counts only where it is lower than the agent's."""
+    """Where this run ends at the latest. Each limit counts only where it is lower than the agent's and the session's."""
     ttl_after_finished: Duration | None = None
     """How long the run is kept after its end, such as `24h`. Default: the time set at the operator (24h) for a run made
     with `generateName` or owned by a controller; any other run is a declared object and is never deleted by Dalang. Changed on a finished run, it is noticed within
     ten minutes."""
+
+
+class AgentRunSpec(RunTask):
+    """The task. Only `cancel` and `ttlAfterFinished` can be changed later; for anything else create another run."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            *TASK_RULES,
+            immutable_except(
+                ["ttlAfterFinished", "cancel"],
+                "a run's spec is immutable but for cancel and ttlAfterFinished; create another run",
+            ),
+        )
+    )
+
     cancel: bool | None = None
     """Set it to true to cancel the run. What a tool has already done stays done."""
 
@@ -162,10 +180,10 @@ class DecidedApproval(ApiModel):
 
 
 class WorkflowReference(ApiModel):
-    """The Temporal workflow that carries the run out."""
+    """The Temporal workflow that carries the run, or the conversation, out."""
 
     id: Annotated[str, Field(max_length=512)]
-    """Workflow id: installation, namespace, name and uid of the run."""
+    """Workflow id: installation, namespace, and name and uid of the run or, where it belongs to one, its session."""
     run_id: Annotated[str, Field(max_length=64)]
     """Temporal's id of the execution."""
     task_queue: Annotated[str, Field(max_length=256)]
@@ -233,8 +251,8 @@ class AgentRunStatus(ApiModel):
 class AgentRun(Resource):
     """One task given to an agent, and its result.
 
-    The task is `spec.input`, the answer `status.output`. A run is one Temporal workflow: it goes on where it was when
-    a worker, the operator or Temporal is restarted.
+    The task is `spec.input`, the answer `status.output`. A run is one Temporal workflow, or the next exchange in the workflow
+    of its AgentSession: it goes on where it was when a worker, the operator or Temporal is restarted.
     """
 
     model_config = ConfigDict(
@@ -253,9 +271,15 @@ class AgentRun(Resource):
     PLURAL: ClassVar[str] = "agentruns"
     SHORT: ClassVar[str] = "agrun"
     NAME_MAX: ClassVar[int] = 63
-    SELECTABLE: ClassVar[list[str]] = [".status.finishedAt", ".status.phase", ".spec.agentRef.name"]
+    SELECTABLE: ClassVar[list[str]] = [
+        ".status.finishedAt",
+        ".status.phase",
+        ".spec.agentRef.name",
+        ".spec.sessionRef.name",
+    ]
     COLUMNS: ClassVar[list[dict[str, Any]]] = [
         {"name": "Agent", "type": "string", "jsonPath": ".spec.agentRef.name"},
+        {"name": "Session", "type": "string", "jsonPath": ".spec.sessionRef.name", "priority": 1},
         {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
         {"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Succeeded')].reason"},
         {"name": "Turns", "type": "integer", "jsonPath": ".status.turns"},

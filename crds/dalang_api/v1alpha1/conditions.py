@@ -15,7 +15,7 @@ class ConditionType(StrEnum):
     SUCCEEDED = "Succeeded"
     """AgentRun: True when it answered, False when it ended otherwise, Unknown until it ends."""
     STALLED = "Stalled"
-    """AgentRun: it will not get further by itself; the reason says why. kstatus reads it as Failed."""
+    """AgentRun, AgentSession, AgentSchedule: it will not get further by itself; the reason says why. kstatus reads it as Failed."""
     TOOLS_LOADED = "ToolsLoaded"
     """AgentPool: the pool's tool modules could be imported. Written by the reporter from what a worker published."""
     PROVEN = "Proven"
@@ -92,6 +92,15 @@ class Reason(StrEnum):
     """Agent Ready=False: instructions that are no template, a schema that is none, tools that do not fit together. AgentRun
     Succeeded=Unknown: it can reach such an Agent, and starts when that is mended; Succeeded=False: the snapshot would be too
     large. AgentPool Ready=False: `mcpServers` or `retrievers` are too large."""
+    QUEUED = "Queued"
+    """AgentRun Succeeded=Unknown: runs of its session that came before it have to end first."""
+    SESSION_NOT_FOUND = "SessionNotFound"
+    """AgentRun Succeeded=Unknown: no AgentSession of that name. The run starts when it is applied."""
+    SESSION_CLOSED = "SessionClosed"
+    """AgentRun Succeeded=False: its session was closed, or deleted, before its turn came."""
+    SESSION_LOST = "SessionLost"
+    """AgentSession Ready=False, Stalled=True: it had a workflow and Temporal has none (retention, another server, terminated by
+    hand). It is never begun anew by itself: what was said is gone. AgentRun Succeeded=False: its session is lost."""
     START_FAILED = "StartFailed"
     """AgentRun Succeeded=Unknown: Temporal could not be reached or refused the start; it is tried again."""
     RUNNING = "Running"
@@ -143,6 +152,26 @@ class Reason(StrEnum):
     """AgentRun Retrieved=False: the last retrieval failed; the message has the words. The run went on without."""
     TOOLS_MISSING = "ToolsMissing"
     """AgentRun ToolsAvailable=False: an MCP server is away, or has no tool of a name; the message says which and why."""
+    # AgentSession: Ready
+    ACTIVE = "Active"
+    """AgentSession Ready=True: the conversation goes on with the next run."""
+    CLOSED = "Closed"
+    """AgentSession Ready=True: the conversation has ended, by `closed` or `idleTimeout`."""
+
+    # AgentSchedule: Ready
+    SCHEDULED = "Scheduled"
+    """AgentSchedule Ready=True: Temporal has it; `status.nextRuns` has the next times."""
+    SUSPENDED = "Suspended"
+    """AgentSchedule Ready=True: `spec.suspend` is set."""
+    PAUSED_ON_FAILURE = "PausedOnFailure"
+    """AgentSchedule Ready=False, Stalled=True: a run failed and `pauseOnFailure` is set. A change of the spec goes on with it."""
+    INVALID_SCHEDULE = "InvalidSchedule"
+    """AgentSchedule Ready=False: Temporal cannot read a time or the time zone; the message has its words. Nothing is scheduled."""
+    INVALID_TEMPLATE = "InvalidTemplate"
+    """AgentSchedule Ready=False: the API server would refuse such an AgentRun; the message has its words. Nothing is scheduled."""
+    SCHEDULE_FAILED = "ScheduleFailed"
+    """AgentSchedule Ready=False: Temporal could not be reached; it is tried again."""
+
     # AgentApproval
     DELIVERED = "Delivered"
     """AgentApproval Ready=Unknown: Temporal took the decision; the run says what came of it."""

@@ -1,0 +1,251 @@
+"""AgentSchedule: when to create AgentRuns from a template. One schedule is one Temporal Schedule."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from dalang_api.v1alpha1.agentrun import RunTask
+from dalang_api.v1alpha1.schema import (
+    LIST_ATOMIC,
+    ApiModel,
+    Conditions,
+    Duration,
+    Resource,
+    Timestamp,
+    list_map,
+    pending_conditions,
+    rule,
+    rules,
+)
+
+CalendarField = Annotated[str, Field(min_length=1, max_length=128)]
+"""A part of a calendar entry: `*`, a value, a range `9-17`, steps `*/15`, or several of them with commas."""
+
+PolicyName = Literal["Forbid", "Allow", "Replace", "Queue", "QueueAll"]
+
+
+class Interval(ApiModel):
+    """A time every so often, counted from the epoch."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule("duration(self.every) >= duration('1s')", "every must be at least 1s", field_path=".every"),
+            rule(
+                "!has(self.offset) || duration(self.offset) < duration(self.every)",
+                "offset must be shorter than every",
+                field_path=".offset",
+            ),
+        )
+    )
+
+    every: Duration
+    """How often, such as `1h`."""
+    offset: Duration | None = None
+    """How long after each multiple of `every`, such as `5m`. Default: none."""
+
+
+class Calendar(ApiModel):
+    """Times by calendar, each field as in cron, and all of them true at once."""
+
+    second: CalendarField | None = None
+    """Second, 0–59. Default: 0."""
+    minute: CalendarField | None = None
+    """Minute, 0–59. Default: 0."""
+    hour: CalendarField | None = None
+    """Hour, 0–23. Default: 0."""
+    day_of_month: CalendarField | None = None
+    """Day of the month, 1–31. Default: every."""
+    month: CalendarField | None = None
+    """Month, 1–12 or its English name. Default: every."""
+    year: CalendarField | None = None
+    """Year. Default: every."""
+    day_of_week: CalendarField | None = None
+    """Day of the week, 0–6 from Sunday or its English name. Default: every."""
+    comment: Annotated[str, Field(max_length=200)] | None = None
+    """What this entry is for."""
+
+
+class Times(ApiModel):
+    """When runs are created: at every time that any of `cron`, `intervals` and `calendars` gives."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "has(self.cron) || has(self.intervals) || has(self.calendars)",
+                "at least one of cron, intervals and calendars must be set",
+            ),
+            rule(
+                "!has(self.startAt) || !has(self.endAt) || timestamp(self.startAt) < timestamp(self.endAt)",
+                "endAt must be after startAt",
+                field_path=".endAt",
+            ),
+        )
+    )
+
+    cron: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=128)]],
+            Field(min_length=1, max_length=16, json_schema_extra=LIST_ATOMIC),
+        ]
+        | None
+    ) = None
+    """Times as cron writes them, five fields such as `0 9 * * 1-5`, or `@daily`."""
+    intervals: Annotated[list[Interval], Field(min_length=1, max_length=16, json_schema_extra=LIST_ATOMIC)] | None = (
+        None
+    )
+    """Times every so often."""
+    calendars: Annotated[list[Calendar], Field(min_length=1, max_length=16, json_schema_extra=LIST_ATOMIC)] | None = (
+        None
+    )
+    """Times by calendar, for what cron cannot say, such as a certain year."""
+    time_zone: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """The IANA time zone of `cron` and `calendars`, such as `Europe/Berlin`. Default: UTC. A time that daylight saving skips
+    has no run; one that it repeats has one."""
+    jitter: Duration | None = None
+    """Each run is created up to so long after its time, differently each time. Default: at its time."""
+    start_at: Timestamp | None = None
+    """No times before this one."""
+    end_at: Timestamp | None = None
+    """No times after this one."""
+
+
+class RunHistory(ApiModel):
+    """How many finished runs of the schedule are kept; older ones are deleted."""
+
+    succeeded: Annotated[int, Field(ge=0, le=100, json_schema_extra={"format": "int32"})] | None = None
+    """Of those that succeeded. Default: 3."""
+    failed: Annotated[int, Field(ge=0, le=100, json_schema_extra={"format": "int32"})] | None = None
+    """Of those that failed or were cancelled. Default: 3."""
+
+
+class TemplateMetadata(ApiModel):
+    """Labels and annotations for the created runs."""
+
+    labels: (
+        Annotated[
+            dict[str, Annotated[str, Field(max_length=63)]],
+            Field(max_length=32),
+        ]
+        | None
+    ) = None
+    """Labels of the runs."""
+    annotations: Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] | None = None
+    """Annotations of the runs."""
+
+
+class RunTemplate(ApiModel):
+    """The AgentRun to create."""
+
+    metadata: TemplateMetadata | None = None
+    """Labels and annotations of the runs."""
+    spec: RunTask
+    """The task of the runs, as in an AgentRun."""
+
+
+class AgentScheduleSpec(ApiModel):
+    """When to create runs, and which."""
+
+    schedule: Times
+    """When runs are created."""
+    run_template: RunTemplate
+    """The AgentRun to create each time."""
+    concurrency_policy: PolicyName | None = None
+    """What happens when it is time and the run before has not ended. Forbid: no run this time. Allow: one more run beside it.
+    Replace: the old run is cancelled, and the new one created when it has ended. Queue: created when the old one has ended, at
+    most one. QueueAll: likewise, all of them. Default: Forbid."""
+    catch_up_window: Duration | None = None
+    """How late a run may be created when Temporal was away at its time, at least 10s. Default: 1h."""
+    pause_on_failure: bool | None = None
+    """Whether a run that fails pauses the schedule until its spec is changed. Default: false."""
+    suspend: bool | None = None
+    """Set it to true to create no runs for now. Times that pass meanwhile have none. Default: false."""
+    run_history: RunHistory | None = None
+    """How many finished runs are kept."""
+
+
+class ActiveRun(ApiModel):
+    """A run of the schedule that has not ended."""
+
+    name: Annotated[str, Field(max_length=63)]
+    """Name of the AgentRun."""
+    scheduled_at: Timestamp | None = None
+    """The time it was created for."""
+
+
+class RecentRun(ActiveRun):
+    """A run of the schedule that has ended."""
+
+    phase: Literal["Succeeded", "Failed", "Cancelled"]
+    """How it ended."""
+    reason: Annotated[str, Field(max_length=64)] | None = None
+    """Why, in one word: the reason of its condition `Succeeded`."""
+    finished_at: Timestamp | None = None
+    """When it ended."""
+
+
+class TemporalSchedule(ApiModel):
+    """The Temporal Schedule that tells the time."""
+
+    id: Annotated[str, Field(max_length=512)]
+    """Its id: installation, namespace, name and uid of the AgentSchedule."""
+    digest: Annotated[str, Field(max_length=71)] | None = None
+    """Digest of what Temporal has: a change made there by hand is put back."""
+
+
+class AgentScheduleStatus(ApiModel):
+    """What the schedule has done, and what comes next."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"default": {"observedGeneration": -1, "conditions": pending_conditions("Ready")}}
+    )
+
+    conditions: Conditions = []
+    """`Ready` is True while Temporal has the schedule as it is here, suspended or not; False where it cannot be scheduled: the
+    message has the parser's words."""
+    observed_generation: Annotated[int, Field(ge=-1, json_schema_extra={"format": "int64"})] | None = None
+    """The `metadata.generation` that Temporal has; -1: the controller has not looked yet."""
+    next_runs: Annotated[list[Timestamp], Field(max_length=5, json_schema_extra=LIST_ATOMIC)] | None = None
+    """The next times, at most five; none while it is suspended."""
+    last_run: ActiveRun | None = None
+    """The run that was created last."""
+    active_runs: Annotated[list[ActiveRun], Field(max_length=20, json_schema_extra=list_map("name"))] | None = None
+    """The runs that have not ended, at most twenty."""
+    recent_runs: Annotated[list[RecentRun], Field(max_length=10, json_schema_extra=list_map("name"))] | None = None
+    """The last ten that have ended, the newest first; they may be deleted by now."""
+    trigger: Annotated[str, Field(max_length=253)] | None = None
+    """The value of annotation `dalang.dev/trigger` that was carried out last."""
+    backfill: Annotated[str, Field(max_length=253)] | None = None
+    """The value of annotation `dalang.dev/backfill` that was carried out last."""
+    temporal: TemporalSchedule | None = None
+    """The Temporal Schedule that tells the time."""
+
+
+class AgentSchedule(Resource):
+    """When to create AgentRuns from a template: at times, days, dates or intervals.
+
+    To create a run now, set annotation `dalang.dev/trigger` to any new value. For times that have passed, set
+    `dalang.dev/backfill` to `<from>/<to>`, both in RFC 3339. Each value is carried out once.
+    """
+
+    KIND: ClassVar[str] = "AgentSchedule"
+    PLURAL: ClassVar[str] = "agentschedules"
+    SHORT: ClassVar[str] = "agsched"
+    NAME_MAX: ClassVar[int] = 52
+    SELECTABLE: ClassVar[list[str]] = []
+    COLUMNS: ClassVar[list[dict[str, Any]]] = [
+        {"name": "Schedule", "type": "string", "jsonPath": ".spec.schedule.cron"},
+        {"name": "Suspend", "type": "boolean", "jsonPath": ".spec.suspend"},
+        {"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Ready')].status"},
+        {"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Ready')].reason"},
+        {"name": "Active", "type": "string", "jsonPath": ".status.activeRuns[*].name"},
+        {"name": "Next", "type": "string", "jsonPath": ".status.nextRuns[0]"},
+        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+        {"name": "Last Run", "type": "string", "jsonPath": ".status.lastRun.name", "priority": 1},
+        {"name": "Policy", "type": "string", "jsonPath": ".spec.concurrencyPolicy", "priority": 1},
+        {"name": "Time Zone", "type": "string", "jsonPath": ".spec.schedule.timeZone", "priority": 1},
+    ]
+
+    spec: AgentScheduleSpec
+    """When to create runs, and which."""
+    status: AgentScheduleStatus | None = None
+    """What the schedule has done, and what comes next."""
