@@ -67,6 +67,10 @@ TURN_ARGUMENTS_MAX_BYTES = 256 * 1024
 TURN_MAX_CALLS = 32
 """The most tool calls of one turn that are run; the model is told of the others."""
 
+PENDING_APPROVALS_MAX_BYTES = 1024 * 1024
+"""The most that the pending requests of one report may weigh; what does not fit is asked when others have been decided."""
+APPROVAL_NOTE_MAX_CHARS = 256
+
 SESSION_TRANSCRIPT_BYTES = 512 * 1024
 """Beyond this, or beyond its `historySize`, a session's older messages are summarised before the next run's first turn."""
 SESSION_QUEUE_MAX_RUNS = 200
@@ -80,6 +84,8 @@ SESSION_CONTINUE_BYTES = 2 * 1024 * 1024
 """A session whose history grows past this continues as new, between two runs."""
 SESSION_CARRY_MAX_BYTES = 1792 * 1024
 """The most a session may carry when it continues as new."""
+SUMMARY_HEADING = "Summary of the conversation so far:"
+"""What the message begins with that stands for what was given up."""
 SUMMARY_MAX_CHARS = 4096
 """The longest that a summary may be: all of it stands in the status."""
 
@@ -583,6 +589,8 @@ class ModelReply(Wire):
     """Why nothing could be looked up; the call was made without."""
     tools_failure: str | None = None
     """Which of the agent's tools the model could not be offered, and why; the call was made without."""
+    judged: bool | None = None
+    """What needs approval has been looked for. Absent: a worker from before there were approvals made the reply."""
 
 
 class ToolCall(Wire):
@@ -633,6 +641,8 @@ class ToolOutcome(Wire):
     """The agent to whom the tool hands the conversation over."""
     ask_again: ApprovalNeeded | None = None
     """The tool was not run, since it is not what was approved any more: a human has to decide about this."""
+    not_run: bool | None = None
+    """The tool was certainly not run; `output` says why."""
 
 
 class Retrying(Wire):
@@ -694,6 +704,8 @@ class ApprovalEnd(Wire):
     state: Literal["Applied", "Expired", "Superseded"]
     decision: Literal["Approve", "Reject"] | None = None
     decided_by: str | None = None
+    note: str | None = None
+    """What `state` alone does not tell, a sentence without its full stop; at most `APPROVAL_NOTE_MAX_CHARS`."""
 
 
 class AnswerCheck(Wire):
