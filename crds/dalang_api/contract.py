@@ -6,8 +6,9 @@ an SDK's object, and nothing holds a Secret's value: keys travel as references a
 
 import hashlib
 import json
-from dataclasses import dataclass
-from datetime import datetime
+import re
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -81,7 +82,8 @@ continuing as new stays below 2 MiB."""
 SESSION_SEEN_MAX = 400
 """How many runs a session remembers that it was sent: a repeated one is ignored."""
 SESSION_CONTINUE_BYTES = 2 * 1024 * 1024
-"""A session whose history grows past this continues as new, between two runs."""
+"""A session whose history grows past this continues as new, between two runs. Workflow code decides by it, as by
+`SESSION_TRANSCRIPT_BYTES`: another figure goes behind `workflow.patched`."""
 SESSION_CARRY_MAX_BYTES = 1792 * 1024
 """The most a session may carry when it continues as new."""
 SUMMARY_HEADING = "Summary of the conversation so far:"
@@ -159,6 +161,17 @@ def scheduled_run_name(schedule: str, uid: str, scheduled_at: datetime) -> str:
     return f"{schedule}-{_base36(int(scheduled_at.timestamp())):0>7}{uid[:3]}"
 
 
+def scheduled_run_time(schedule: str, run: str) -> datetime | None:
+    """Return the time that `scheduled_run_name` put into a run's name; None where the name is none of the schedule's."""
+    digits = run.removeprefix(f"{schedule}-")[:-3]
+    return datetime.fromtimestamp(int(digits, 36), UTC) if re.fullmatch("[0-9a-z]{7}", digits) else None
+
+
+def trigger_workflow_id(schedule: str, scheduled_at: datetime) -> str:
+    """Return the workflow id that Temporal makes of a schedule's id for the `TriggerRun` of a time."""
+    return f"{schedule}-{scheduled_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
 def _base36(number: int) -> str:
     digits = ""
     while number:
@@ -195,6 +208,19 @@ def parse_workflow_id(workflow_id: str) -> WorkflowTarget:
     if not (installation and namespace and name and suffix):
         raise ValueError(f"{workflow_id!r} is not <installation>.<namespace>.<name>.<uid>")
     return WorkflowTarget(installation, namespace, name, suffix)
+
+
+def parse_trigger_id(workflow_id: str) -> tuple[WorkflowTarget, datetime]:
+    """Read the id of a `TriggerRun` back: the AgentSchedule with its uid, and the time.
+
+    Raises:
+        ValueError: The id is not one of ours.
+    """
+    target = parse_workflow_id(workflow_id)
+    uid, time = target.suffix[:-21], target.suffix[-20:]
+    if not uid:
+        raise ValueError(f"{workflow_id!r} is not <schedule>-<time>")
+    return replace(target, suffix=uid), datetime.strptime(time, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
 
 
 # ── The transcript ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -651,6 +677,8 @@ class Retrying(Wire):
     reason: str
     message: str
     thread: str = "main"
+    run: RunIdentity | None = None
+    """As in `ModelCall`: a session may have gone on to another run by now."""
 
 
 class TranscriptRequest(Wire):

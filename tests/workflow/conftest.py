@@ -24,15 +24,21 @@ from dalang_api import contract, process
 from dalang_api.contract import (
     AgentSnapshot,
     ApprovalRequest,
+    CancelExchange,
     Decision,
+    Exchange,
     Message,
     ModelCall,
     ModelReply,
     ModelSnapshot,
     ReportResult,
+    RunIdentity,
     RunInput,
     RunReport,
     SecretKey,
+    SessionInput,
+    SessionReport,
+    SessionSettings,
     Snapshot,
     TextPart,
     ToolBinding,
@@ -43,7 +49,7 @@ from dalang_worker.settings import WorkerSettings
 from dalang_worker.tools.loader import load_tools
 from dalang_worker.workflows.run import AgentRunWorkflow
 from temporalio import activity
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowHistory
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
@@ -208,6 +214,77 @@ class Run:
 
 
 @dataclass
+class Session:
+    """A session that was started, and what its runs are sent with."""
+
+    handle: WorkflowHandle[Any, SessionReport]
+    world: "World"
+    snapshot: Snapshot
+    sent: list[RunIdentity] = field(default_factory=list)
+
+    async def send(self, said: str, *, snapshot: Snapshot | None = None, **more: Any) -> RunIdentity:
+        """Send the next run as the controller does."""
+        run = RunIdentity(name=f"run-{len(self.sent) + 1}", uid=uuid4().hex)
+        snapshot = snapshot or self.snapshot
+        fields: Json = {"max_turns": 20, "timeout_seconds": 60.0, **more}
+        exchange = Exchange(
+            run=run,
+            agent=self.snapshot.agents[0].name,
+            messages=[Message(role="user", parts=[TextPart(text=said)])],
+            snapshot_digest=snapshot.digest(),
+            snapshot=snapshot,
+            **fields,
+        )
+        self.sent.append(run)
+        await self.handle.signal(contract.EXCHANGE_SIGNAL, exchange)
+        return run
+
+    async def ask(self, said: str, **more: Any) -> RunReport:
+        """Send a run and wait for its end."""
+        return await self.ended(await self.send(said, **more))
+
+    def reports_of(self, run: RunIdentity) -> list[RunReport]:
+        """What the reporter was told of a run."""
+        return [report for report in self.world.reported.get(self.handle.id, ()) if report.run == run]
+
+    async def ended(self, run: RunIdentity, **within: float) -> RunReport:
+        """Wait for a run's last report."""
+
+        def last() -> RunReport | None:
+            return next((report for report in self.reports_of(run) if report.finished_at), None)
+
+        found: RunReport = await self.world.eventually(last, **within)
+        return found
+
+    async def cancel(self, run: RunIdentity, **more: Any) -> None:
+        """Cancel or delete a run as the controller tells it."""
+        await self.handle.signal(contract.CANCEL_EXCHANGE_SIGNAL, CancelExchange(run=run, **more))
+
+    async def configure(self, **settings: Any) -> None:
+        """Change the session's settings."""
+        await self.handle.signal(contract.CONFIGURE_SIGNAL, SessionSettings(**settings))
+
+    async def asked(self) -> list[list[tuple[str, str]]]:
+        """What the session's model was sent: role and text of each message, without the instructions."""
+        requests = await self.world.requests(self.snapshot.models[0].model)
+        return [
+            [(message["role"], message["content"]) for message in request["body"]["messages"][1:]]
+            for request in requests
+        ]
+
+    async def histories(self) -> list[WorkflowHistory]:
+        """The history of each execution, the oldest first."""
+        histories = []
+        run_id: str | None = (await self.handle.describe()).run_id
+        while run_id:
+            handle = self.world.client.get_workflow_handle(self.handle.id, run_id=run_id)
+            histories.append(await handle.fetch_history())
+            started = histories[-1].events[0].workflow_execution_started_event_attributes
+            run_id = started.continued_execution_run_id
+        return histories[::-1]
+
+
+@dataclass
 class WorkerProcess:
     """A `dalang worker` of its own process."""
 
@@ -240,6 +317,10 @@ class World:
     reported: dict[str, list[RunReport]] = field(default_factory=dict)
     reporting: list[RunReport] = field(default_factory=list)
     """Every report that reached the reporter, written or not."""
+    session_reports: dict[str, list[SessionReport]] = field(default_factory=dict)
+    """What sessions have told of themselves alone, by workflow id."""
+    deleted: set[str] = field(default_factory=set)
+    """Uids of the AgentRuns that were deleted."""
     approval_uids: dict[str, str] = field(default_factory=dict)
     """The uids of the AgentApprovals that the reporter has made, by name."""
     reporter_open: asyncio.Event = field(default_factory=asyncio.Event)
@@ -306,9 +387,18 @@ class World:
             await self.reporter_open.wait()
             self.reported.setdefault(activity.info().workflow_id or "", []).append(report)
             names = [request.name for request in report.pending_approvals or ()]
-            return ReportResult(approvals={name: self.approval_uids.setdefault(name, uuid4().hex) for name in names})
+            gone = report.run is not None and report.run.uid in self.deleted
+            return ReportResult(
+                gone=gone or None, approvals={name: self.approval_uids.setdefault(name, uuid4().hex) for name in names}
+            )
 
-        return Worker(self.client, task_queue=contract.reporter_queue(self.installation), activities=[report])
+        @activity.defn(name=contract.REPORT_SESSION_ACTIVITY)
+        async def report_session(report: SessionReport) -> None:
+            await self.reporter_open.wait()
+            self.session_reports.setdefault(activity.info().workflow_id or "", []).append(report)
+
+        queue = contract.reporter_queue(self.installation)
+        return Worker(self.client, task_queue=queue, activities=[report, report_session])
 
     @asynccontextmanager
     async def serving(self, **more: Any) -> AsyncIterator[None]:
@@ -426,6 +516,27 @@ class World:
             result_type=RunReport,
         )
         return Run(handle, models[0].model, self)
+
+    async def start_session(
+        self,
+        *responses: Json,
+        agents: list[AgentSnapshot] | None = None,
+        models: list[ModelSnapshot] | None = None,
+        context: Json | None = None,
+        settings: Json | None = None,
+        **script: Any,
+    ) -> Session:
+        """Start a session as the controller does, with a model that answers so."""
+        models = models or [self.model("gpt", await self.script(*responses, **script))]
+        agents = agents or [self.agent()]
+        handle = await self.client.start_workflow(
+            contract.SESSION_WORKFLOW,
+            SessionInput(agent=agents[0].name, settings=SessionSettings(**settings or {}), context=context),
+            id=contract.session_workflow_id(self.installation, "shop", "talk", uuid4().hex),
+            task_queue=agents[0].queue,
+            result_type=SessionReport,
+        )
+        return Session(handle, self, Snapshot(agents=agents, models=models))
 
 
 @pytest.fixture

@@ -6,14 +6,17 @@ waiting: after a change of the workflow, record new ones under new names. Before
 
 import json
 import sysconfig
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from dalang_api import contract
 from dalang_api.contract import HandoffBinding
+from temporalio.client import WorkflowHistory
 
 if TYPE_CHECKING:
-    from tests.workflow.conftest import Run, World
+    from tests.workflow.conftest import Run, Session, World
 
 Json = dict[str, Any]
 
@@ -31,8 +34,19 @@ def calls(*wanted: tuple[str, Any]) -> Json:
 
 async def save(run: "Run", name: str) -> None:
     await run.end()
-    history = await run.handle.fetch_history()
-    content = {"workflowId": run.handle.id, **history.to_json_dict()}
+    keep(run.handle.id, await run.handle.fetch_history(), name)
+
+
+async def save_session(session: "Session", name: str) -> None:
+    """Close a session and save its executions, each as a history of its own."""
+    await session.configure(closed="it is recorded")
+    await session.handle.result()
+    for number, history in enumerate(await session.histories()):
+        keep(session.handle.id, history, f"{name}-{number + 1}" if number else name)
+
+
+def keep(workflow_id: str, history: WorkflowHistory, name: str) -> None:
+    content = {"workflowId": workflow_id, **history.to_json_dict()}
     HISTORIES.mkdir(exist_ok=True)
     text = json.dumps(content, indent=1, ensure_ascii=False)
     # Stack traces name files by where this checkout and this Python stand.
@@ -339,3 +353,53 @@ async def test_cancelled_awaiting_approval(world: "World") -> None:
         await run.pending()
         await run.handle.cancel()
         await save(run, "cancelled-awaiting-approval")
+
+
+async def test_session(world: "World") -> None:
+    """Runs with tools and a hand-off, one that fails, one that is cancelled while it is queued, a summary."""
+    async with world.serving():
+        writer = await world.script({"text": "They talked."}, loop=True, summarises=True)
+        talker = await world.script(
+            {"text": "Hello"}, calls(("remember", NAME)), {"text": "Noted"}, {"text": "Well"}, loop=True
+        )
+        session = await world.start_session(
+            agents=[world.agent(tools=functions("remember"))],
+            models=[world.model("gpt", talker), world.model("writer", writer)],
+            settings={"history_size": 4, "summary_model": "writer"},
+            context={"plan": "gold"},
+        )
+        await session.ask("hello")
+        await session.ask("remember me", max_turns=1)
+        runs = [await session.send(f"say {number}", queued=number > 0 or None) for number in range(3)]
+        await session.cancel(runs[2])
+        for run in runs:
+            await session.ended(run)
+        await session.ask("once more")
+        await save_session(session, "session")
+
+
+async def test_session_continued(world: "World", monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "SESSION_CONTINUE_BYTES", 20_000)
+    async with world.serving():
+        session = await world.start_session({"text": "{{n}}"}, loop=True)
+        for number in range(6):
+            await session.ask(f"say {number}")
+        await save_session(session, "session-continued")
+
+
+async def test_session_stopped(world: "World") -> None:
+    """A run under way is cancelled, the next one deleted, and the session closed with one queued."""
+    async with world.serving():
+        session = await world.start_session({"text": "late", "latencySeconds": 60}, loop=True)
+        runs = [await session.send(f"say {number}", queued=number > 0 or None) for number in range(4)]
+        model = session.snapshot.models[0].model
+        for number, deleted in ((0, None), (1, True), (2, None)):
+            await world.eventually(partial(was_asked, world, model, number + 1))
+            if number == 2:
+                await session.configure(closed="it is recorded")
+            await session.cancel(runs[number], deleted=deleted)
+        await save_session(session, "session-stopped")
+
+
+async def was_asked(world: "World", model: str, times: int) -> bool:
+    return len(await world.requests(model)) >= times

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from dalang_api import contract, process
-from dalang_api.contract import RunInput, RunReport
+from dalang_api.contract import RunInput, RunReport, SessionInput, SessionReport
 from dalang_worker.workflows.run import AgentRunWorkflow
+from dalang_worker.workflows.session import AgentSessionWorkflow
 from temporalio import workflow
 from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
@@ -40,6 +41,10 @@ SHAPES = {
     "override-too-large",
     "report-replaced",
     "reported-again",
+    "session",
+    "session-continued",
+    "session-continued-2",
+    "session-stopped",
     "timeout",
     "timeout-in-tools",
     "token-budget",
@@ -57,10 +62,12 @@ def test_there_is_a_history_of_each_shape() -> None:
 
 
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
-async def test_a_recorded_history_replays(path: Path) -> None:
+async def test_a_recorded_history_replays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the sandbox, which finds clocks, dice and files; the worker does without, for the CPU that it takes."""
+    if path.stem.startswith("session-continued"):
+        monkeypatch.setattr(contract, "SESSION_CONTINUE_BYTES", 20_000)  # as in record.py
     replayer = Replayer(
-        workflows=[AgentRunWorkflow],
+        workflows=[AgentRunWorkflow, AgentSessionWorkflow],
         data_converter=process.data_converter(),
         workflow_runner=SandboxedWorkflowRunner(),
     )
@@ -82,10 +89,25 @@ class WaitsFirst(AgentRunWorkflow):
         return await super().run(run)
 
 
+@workflow.defn(name=contract.SESSION_WORKFLOW)
+class SessionWaitsFirst(AgentSessionWorkflow):
+    """Likewise."""
+
+    @workflow.init
+    def __init__(self, session: SessionInput) -> None:
+        super().__init__(session)
+
+    @workflow.run
+    async def run(self, session: SessionInput) -> SessionReport:
+        """Wait, then do as ever."""
+        await asyncio.sleep(1)
+        return await super().run(session)
+
+
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
 async def test_a_changed_workflow_would_be_noticed(path: Path) -> None:
     replayer = Replayer(
-        workflows=[WaitsFirst],
+        workflows=[WaitsFirst, SessionWaitsFirst],
         data_converter=process.data_converter(),
         workflow_runner=UnsandboxedWorkflowRunner(),  # the sandbox cannot import this file
     )

@@ -11,6 +11,7 @@ from dalang_api.v1alpha1.schema import (
     Conditions,
     Duration,
     Resource,
+    Rule,
     Timestamp,
     list_map,
     pending_conditions,
@@ -18,8 +19,18 @@ from dalang_api.v1alpha1.schema import (
     rules,
 )
 
-CalendarField = Annotated[str, Field(min_length=1, max_length=128)]
+CalendarField = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[0-9A-Za-z*,/-]+$")]
 """A part of a calendar entry: `*`, a value, a range `9-17`, steps `*/15`, or several of them with commas."""
+
+CRON = r"^(@(yearly|annually|monthly|weekly|daily|midnight|hourly)|[^@ ]+( +[^ ]+){4})$"
+"""Five fields, or a word for them. Temporal would also read six fields, as no other cron does: the sixth is a year."""
+
+LABEL_KEY = (
+    r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+)
+LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+RESERVED = "dalang.dev/"
 
 PolicyName = Literal["Forbid", "Allow", "Replace", "Queue", "QueueAll"]
 
@@ -46,6 +57,16 @@ class Interval(ApiModel):
 
 class Calendar(ApiModel):
     """Times by calendar, each field as in cron, and all of them true at once."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "[has(self.second), has(self.minute), has(self.hour), has(self.dayOfMonth), has(self.month), has(self.year), "
+                "has(self.dayOfWeek)].exists(x, x)",
+                "set at least one of second, minute, hour, dayOfMonth, month, year and dayOfWeek",
+            ),
+        )
+    )
 
     second: CalendarField | None = None
     """Second, 0–59. Default: 0."""
@@ -79,6 +100,22 @@ class Times(ApiModel):
                 "endAt must be after startAt",
                 field_path=".endAt",
             ),
+            rule(
+                "!has(self.cron) || !self.cron.exists(entry, entry.contains('TZ='))",
+                "a time zone goes into timeZone, not into cron",
+                field_path=".cron",
+            ),
+            rule(
+                f"!has(self.cron) || self.cron.all(entry, entry.contains('TZ=') || entry.matches('{CRON}'))",
+                "an entry of cron has five fields, such as 0 9 * * 1-5, or is one of @hourly, @daily, @weekly, @monthly and "
+                "@yearly; intervals has every so often, calendars has seconds and years",
+                field_path=".cron",
+            ),
+            rule(
+                "!has(self.timeZone) || self.timeZone != 'Local'",
+                "timeZone is a name of the IANA database, such as Europe/Berlin; Local is nowhere",
+                field_path=".timeZone",
+            ),
         )
     )
 
@@ -89,7 +126,8 @@ class Times(ApiModel):
         ]
         | None
     ) = None
-    """Times as cron writes them, five fields such as `0 9 * * 1-5`, or `@daily`."""
+    """Times as cron writes them: five fields such as `0 9 * * 1-5`, or `@hourly`, `@daily`, `@weekly`, `@monthly`,
+    `@yearly`."""
     intervals: Annotated[list[Interval], Field(min_length=1, max_length=16, json_schema_extra=LIST_ATOMIC)] | None = (
         None
     )
@@ -98,7 +136,10 @@ class Times(ApiModel):
         None
     )
     """Times by calendar, for what cron cannot say, such as a certain year."""
-    time_zone: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    time_zone: (
+        Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$")]
+        | None
+    ) = None
     """The IANA time zone of `cron` and `calendars`, such as `Europe/Berlin`. Default: UTC. A time that daylight saving skips
     has no run; one that it repeats has one."""
     jitter: Duration | None = None
@@ -118,16 +159,38 @@ class RunHistory(ApiModel):
     """Of those that failed or were cancelled. Default: 3."""
 
 
+def _keys_are_good(field: str) -> tuple[Rule, Rule]:
+    """What the API server would refuse in every run, said where it is written; and what Dalang writes there itself."""
+    return (
+        rule(
+            f"!has(self.{field}) || self.{field}.all(key, key.matches('{LABEL_KEY}'))",
+            f"a key of {field} is a name of at most 63 letters, digits and -_., with a DNS prefix and / before it if wanted",
+            field_path=f".{field}",
+        ),
+        rule(
+            f"!has(self.{field}) || !self.{field}.exists(key, key.startsWith('{RESERVED}'))",
+            f"{field} that begin with {RESERVED} are written by Dalang itself",
+            field_path=f".{field}",
+        ),
+    )
+
+
 class TemplateMetadata(ApiModel):
     """Labels and annotations for the created runs."""
 
-    labels: (
-        Annotated[
-            dict[str, Annotated[str, Field(max_length=63)]],
-            Field(max_length=32),
-        ]
-        | None
-    ) = None
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            *_keys_are_good("labels"),
+            rule(
+                f"!has(self.labels) || self.labels.all(key, self.labels[key].matches('{LABEL_VALUE}'))",
+                "a label's value has letters, digits and -_., and begins and ends with a letter or digit",
+                field_path=".labels",
+            ),
+            *_keys_are_good("annotations"),
+        )
+    )
+
+    labels: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)] | None = None
     """Labels of the runs."""
     annotations: Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] | None = None
     """Annotations of the runs."""
@@ -144,6 +207,16 @@ class RunTemplate(ApiModel):
 
 class AgentScheduleSpec(ApiModel):
     """When to create runs, and which."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.catchUpWindow) || duration(self.catchUpWindow) >= duration('10s')",
+                "catchUpWindow must be at least 10s",
+                field_path=".catchUpWindow",
+            ),
+        )
+    )
 
     schedule: Times
     """When runs are created."""

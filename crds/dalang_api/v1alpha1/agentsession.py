@@ -50,6 +50,11 @@ class AgentSessionSpec(ApiModel):
                 field_path=".context",
             ),
             rule(
+                "!has(self.idleTimeout) || duration(self.idleTimeout) >= duration('1s')",
+                "idleTimeout must be at least 1s",
+                field_path=".idleTimeout",
+            ),
+            rule(
                 "!has(oldSelf.closed) || !oldSelf.closed || (has(self.closed) && self.closed)",
                 "a closed session stays closed; create another one",
                 field_path=".closed",
@@ -75,7 +80,7 @@ class AgentSessionSpec(ApiModel):
     limits: Limits | None = None
     """Where each run of the session ends at the latest. Each limit counts only where it is lower than the agent's."""
     idle_timeout: Duration | None = None
-    """After how long without a run the session closes by itself, such as `720h`. Default: never."""
+    """After how long without a run the session closes by itself, such as `720h`; at least 1s. Default: never."""
     closed: bool | None = None
     """Set it to true to end the conversation after the run that is under way; those that are queued fail with
     `SessionClosed`. It cannot be opened again."""

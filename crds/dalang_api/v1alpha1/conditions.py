@@ -166,11 +166,19 @@ class Reason(StrEnum):
     PAUSED_ON_FAILURE = "PausedOnFailure"
     """AgentSchedule Ready=False, Stalled=True: a run failed and `pauseOnFailure` is set. A change of the spec goes on with it."""
     INVALID_SCHEDULE = "InvalidSchedule"
-    """AgentSchedule Ready=False: Temporal cannot read a time or the time zone; the message has its words. Nothing is scheduled."""
+    """AgentSchedule Ready=False, Stalled=True: Temporal cannot read a time or the time zone; the message has its words. Nothing
+    is scheduled."""
     INVALID_TEMPLATE = "InvalidTemplate"
-    """AgentSchedule Ready=False: the API server would refuse such an AgentRun; the message has its words. Nothing is scheduled."""
+    """AgentSchedule Ready=False, Stalled=True: the API server would refuse such an AgentRun; the message has its words. Nothing
+    is scheduled."""
     SCHEDULE_FAILED = "ScheduleFailed"
     """AgentSchedule Ready=False: Temporal could not be reached; it is tried again."""
+    DRIFT_CORRECTED = "DriftCorrected"
+    """Event on an AgentSchedule: its schedule was changed or deleted in Temporal, and is as it should be again."""
+    BACKFILL_REFUSED = "BackfillRefused"
+    """Event on an AgentSchedule: annotation `dalang.dev/backfill` was not carried out; the note says why. Write another value."""
+    RUN_REFUSED = "RunRefused"
+    """Event on an AgentSchedule: the API server refused the AgentRun of a time, which has none; the note has its words."""
 
     # AgentApproval
     DELIVERED = "Delivered"

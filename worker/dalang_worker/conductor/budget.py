@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from decimal import Decimal
 
-from dalang_api.contract import LimitSettings, ModelReply
+from dalang_api.contract import LimitSettings, ModelReply, SummaryReply
 from dalang_api.v1alpha1.conditions import Reason
 
 
@@ -81,7 +81,7 @@ class Budget:
                 words = f"limits.maxCostUSD = {limits.max_cost_usd} is used up: {cost} {used}"
                 raise LimitReached(budget, Reason.COST_BUDGET, words)
 
-    def charge(self, reply: ModelReply) -> None:
+    def charge(self, reply: ModelReply | SummaryReply) -> None:
         """Count what a model call used, here and for all callers."""
         for budget in self._chain():
             budget.input_tokens += reply.input_tokens
@@ -90,6 +90,13 @@ class Budget:
                 budget.is_priced = False
             else:
                 budget.cost_usd += Decimal(reply.cost_usd)
+
+    def add(self, other: "Budget") -> None:
+        """Count what another conversation has used as well."""
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        self.cost_usd += other.cost_usd
+        self.is_priced = self.is_priced and other.is_priced
 
     def tokens_left(self) -> int | None:
         """Return the fewest tokens that any of the budgets leaves; None where none limits them."""

@@ -141,6 +141,7 @@ async def _call_tool(
         context=conversation.context if verdict.reads_context else None,
         approved_digest=approved.digest if approved else None,
         approved_arguments=part.arguments if override is not None else None,
+        run=turn.state.identity,
     )
     with turn.state.clock.working():
         return await turn.ports.tool(turn.agent, call)

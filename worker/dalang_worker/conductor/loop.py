@@ -84,7 +84,7 @@ async def _call_model(
         if failures or unjudged:
             conversation.budget.check_spending()
         model = names[place] if place else None
-        call = _model_call(agent, conversation, state.snapshot_digest, turn, model, has_next=has_next)
+        call = _model_call(state, agent, conversation, turn, model, has_next=has_next)
         try:
             with state.clock.working():
                 reply = await ports.model(agent, call, _attempts(agent, has_next=has_next))
@@ -152,13 +152,13 @@ def _attempts(agent: AgentSnapshot, *, has_next: bool) -> int:
 
 
 def _model_call(
-    agent: AgentSnapshot, conversation: Conversation, snapshot: str, turn: int, model: str | None, *, has_next: bool
+    state: RunState, agent: AgentSnapshot, conversation: Conversation, turn: int, model: str | None, *, has_next: bool
 ) -> ModelCall:
     count, digest, tail = conversation.thread.prefix()
     cost_left = conversation.budget.cost_left()
     return ModelCall(
         agent=agent.name,
-        snapshot=snapshot,
+        snapshot=state.snapshot_digest,
         thread=conversation.thread.name,
         turn=turn,
         count=count,
@@ -169,4 +169,5 @@ def _model_call(
         max_output_tokens=conversation.budget.tokens_left(),
         max_cost_usd=None if cost_left is None else f"{cost_left:f}",
         has_next=has_next or None,
+        run=state.identity,
     )

@@ -63,13 +63,18 @@ def make_report(
             "output_tokens": budget.output_tokens,
             "cost_usd": f"{budget.cost_usd:f}" if budget.is_priced and budget.turns else None,
             "structured_output": _small(answer.structured) if answer else None,
-            "context": {name: contract.context_text(value) for name, value in state.main.context.items()} or None,
+            "context": context_texts(state.main.context),
             "pending_approvals": state.approvals.that_fit() or None,
             "ended_approvals": state.approvals.to_tell() or None,
             "retrieval_failure": _joined(state.retrieval_failures),
             "tools_failure": _joined(state.tools_failures),
         }
     )
+
+
+def context_texts(context: dict[str, Any]) -> dict[str, str] | None:
+    """Return context variables as a status shows them; None where there are none."""
+    return {name: contract.context_text(value) for name, value in context.items()} or None
 
 
 def _joined(failures: dict[str, str]) -> str | None:

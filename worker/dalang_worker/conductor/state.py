@@ -10,6 +10,7 @@ from dalang_api.contract import (
     LimitSettings,
     ModelCall,
     ModelReply,
+    RunIdentity,
     ToolCall,
     ToolOutcome,
 )
@@ -90,7 +91,16 @@ class Answer:
 class RunState:
     """How far a run is. Threads, turns and tokens of all its agents are the run's."""
 
-    def __init__(self, run: contract.RunInput, run_uid: str = "") -> None:
+    def __init__(
+        self,
+        run: contract.RunInput,
+        run_uid: str = "",
+        *,
+        thread: Thread | None = None,
+        identity: RunIdentity | None = None,
+    ) -> None:
+        """Begin a run; in a session, with its thread and with the AgentRun that the workflow's id does not name."""
+        self.identity = identity
         self.clock = Clock()
         self.approvals = Approvals(run_uid)
         self.snapshot = run.snapshot
@@ -98,7 +108,8 @@ class RunState:
         self.budget = Budget(
             LimitSettings(max_turns=run.max_turns, max_tokens=run.max_tokens, max_cost_usd=run.max_cost_usd)
         )
-        self.main = Conversation(Thread("main", run.messages), run.agent, self.budget, dict(run.context or {}))
+        said = thread or Thread("main", run.messages)
+        self.main = Conversation(said, run.agent, self.budget, dict(run.context or {}))
         self.threads = {self.main.thread.name: self.main.thread}
         self.retrieval_failures: dict[str, str] = {}
         """For each agent whose last retrieval failed: why."""

@@ -14,7 +14,8 @@ class Thread:
         self.name = name
         self.messages: list[Message] = []
         self._digests = [contract.EMPTY_DIGEST]
-        self._sizes: list[int] = []
+        self.sizes: list[int] = []
+        """Bytes of each message in a payload."""
         self._known = 0
         for message in messages:
             self.append(message)
@@ -22,7 +23,7 @@ class Thread:
     def append(self, message: Message) -> None:
         """Add a message."""
         self.messages.append(message)
-        self._sizes.append(_size(message))
+        self.sizes.append(_size(message))
         self._digests.append(contract.extend_digest(self._digests[-1], message))
 
     def tell(self, words: str) -> None:
@@ -36,16 +37,20 @@ class Thread:
 
     def prefix(self) -> tuple[int, str, list[Message] | None]:
         """Return `count`, `digest` and `tail` of the next model call (see `contract.ModelCall`)."""
-        if sum(self._sizes[self._known :]) > contract.TAIL_MAX_BYTES:
+        if sum(self.sizes[self._known :]) > contract.TAIL_MAX_BYTES:
             return len(self.messages), self._digests[-1], None
         return self._known, self._digests[self._known], self.messages[self._known :]
+
+    def digest(self, count: int) -> str:
+        """Return the running digest of the first `count` messages."""
+        return self._digests[count]
 
     def page(self, start: int, count: int) -> list[Message]:
         """Return up to `count` messages from `start` on, as many as fit a query's answer, but at least one."""
         page: list[Message] = []
         size = 0
         for message, message_size in zip(
-            self.messages[start : start + count], self._sizes[start : start + count], strict=True
+            self.messages[start : start + count], self.sizes[start : start + count], strict=True
         ):
             size += message_size
             if page and size > contract.PAGE_MAX_BYTES:

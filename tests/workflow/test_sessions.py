@@ -1,0 +1,377 @@
+"""Conversations that last: order, memory, summaries, what a failed run leaves, the end, and continuing as new."""
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from dalang_api import contract
+from dalang_api.contract import HandoffBinding, RunIdentity, Snapshot, ToolBinding
+
+if TYPE_CHECKING:
+    from tests.workflow.conftest import World
+
+Json = dict[str, Any]
+
+ECHO = {"text": "{{n}}: {{last_user}}"}
+
+
+def calls(*wanted: tuple[str, Any]) -> Json:
+    return {"toolCalls": [{"name": name, "arguments": arguments} for name, arguments in wanted]}
+
+
+async def test_a_run_goes_on_with_what_was_said_before(world: "World") -> None:
+    async with world.serving():
+        session = await world.start_session(ECHO, loop=True)
+        first = await session.ask("I am Ada")
+        second = await session.ask("Who am I?")
+
+    assert (first.output, second.output) == ("1: I am Ada", "2: Who am I?")
+    assert await session.asked() == [
+        [("user", "I am Ada")],
+        [("user", "I am Ada"), ("assistant", "1: I am Ada"), ("user", "Who am I?")],
+    ]
+    assert second.session is not None
+    assert (second.turns, second.session.runs, second.session.queued_runs) == (1, 2, 0)
+    assert second.session.last_run == contract.LastRun(
+        name="run-2", phase="Succeeded", finished_at=second.finished_at or ""
+    )
+    assert second.session.input_tokens == first.input_tokens + second.input_tokens
+    assert [message.content for message in second.session.messages] == [
+        "I am Ada",
+        "1: I am Ada",
+        "Who am I?",
+        "2: Who am I?",
+    ]
+    assert second.seq > first.seq
+
+
+async def test_runs_are_carried_out_one_after_another_in_the_order_they_were_sent(world: "World") -> None:
+    async with world.serving():
+        session = await world.start_session({**ECHO, "latencySeconds": 0.05}, loop=True)
+        runs = [await session.send(f"say {number}", queued=number > 0 or None) for number in range(5)]
+        await session.handle.signal(  # sent again, as by a controller that died before it noted the first time
+            contract.EXCHANGE_SIGNAL,
+            contract.Exchange(
+                run=runs[1],
+                agent="support",
+                messages=[],
+                max_turns=1,
+                timeout_seconds=1,
+                snapshot_digest=session.snapshot.digest(),
+            ),
+        )
+        ended = [await session.ended(run) for run in runs]
+
+    assert [report.output for report in ended] == [f"{number + 1}: say {number}" for number in range(5)]
+    assert len(await session.asked()) == 5
+    assert len(session.reports_of(runs[0])) == 1
+    begun = session.reports_of(runs[1])[0]
+    assert (begun.phase, begun.turns) == ("Running", 0)
+
+
+async def test_context_variables_and_hand_offs_last(world: "World") -> None:
+    async with world.serving():
+        chief = world.agent(
+            tools=[ToolBinding(name="remember", function="remember")], handoffs=[HandoffBinding(agent="sales")]
+        )
+        sales = world.agent("sales", model="seller")
+        models = [
+            world.model(
+                "gpt",
+                await world.script(
+                    calls(("remember", {"name": "name", "value": "Ada"})), calls(("transfer_to_sales", {}))
+                ),
+            ),
+            world.model("seller", await world.script({"text": "Sales here"}, loop=True)),
+        ]
+        session = await world.start_session(agents=[chief, sales], models=models, context={"plan": "gold"})
+        first = await session.ask("I want to buy")
+        second = await session.ask("the red one", context={"colour": "red"})
+
+    assert (first.agent, second.agent) == ("sales", "sales")
+    assert second.session is not None
+    assert second.session.agent == "sales"
+    assert second.session.context == {"plan": "gold", "name": "Ada", "colour": "red"}
+
+
+async def test_an_agent_that_is_no_more_reached_gives_the_conversation_back(world: "World") -> None:
+    async with world.serving():
+        chief = world.agent(handoffs=[HandoffBinding(agent="sales")])
+        models = [
+            world.model("gpt", await world.script(calls(("transfer_to_sales", {})), {"text": "Chief"}, loop=True)),
+            world.model("seller", await world.script({"text": "Sales"}, loop=True)),
+        ]
+        session = await world.start_session(agents=[chief, world.agent("sales", model="seller")], models=models)
+        assert (await session.ask("buy")).agent == "sales"
+        edited = Snapshot(agents=[world.agent(generation=3)], models=models[:1])
+        last = await session.ask("and now", snapshot=edited)
+
+    assert (last.agent, last.agents[0].generation) == ("support", 3)
+
+
+async def test_a_run_that_fails_leaves_the_conversation_as_it_was(world: "World") -> None:
+    async with world.serving():
+        session = await world.start_session(
+            ECHO, calls(("remember", {"name": "x", "value": "1"})), loop=True, agents=None
+        )
+        agent = world.agent(tools=[ToolBinding(name="remember", function="remember")])
+        snapshot = Snapshot(agents=[agent], models=session.snapshot.models)
+        await session.ask("first", snapshot=snapshot)
+        failed = await session.ask("second", snapshot=snapshot, max_turns=1)
+        assert failed.session is not None
+        assert (failed.phase, failed.reason, failed.context) == ("Failed", "MaxTurns", {"x": '"1"'})
+        assert (failed.session.context, failed.session.runs) == (None, 2)
+        assert [message.content for message in failed.session.messages] == ["first", "1: first"]
+        third = await session.send("third", snapshot=snapshot, max_turns=1)
+        await session.ended(third)
+
+    *_, last = await session.asked()
+    assert last == [("user", "first"), ("assistant", "1: first"), ("user", "third")]
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_the_run_under_way_and_a_queued_one_end_alone(world: "World", *, deleted: bool) -> None:
+    async with world.serving():
+        session = await world.start_session(ECHO, loop=True)
+        await session.ask("remember me")
+        slow = await world.script({"text": "late", "latencySeconds": 60}, loop=True)
+        stuck = Snapshot(agents=session.snapshot.agents, models=[world.model("gpt", slow)])
+        under_way = await session.send("never", snapshot=stuck)
+        await world.eventually(lambda: world.requests(slow))
+        queued = await session.send("nor this", queued=True)
+        last = await session.send("but this")
+        await session.cancel(queued, deleted=deleted or None)
+        await session.cancel(under_way, deleted=deleted or None)
+        answered = await session.ended(last)
+
+        assert answered.output == "2: but this"
+        assert answered.session is not None
+        if deleted:
+            assert not session.reports_of(queued)
+            assert not any(report.finished_at for report in session.reports_of(under_way))
+        else:
+            cancelled = [await session.ended(run) for run in (queued, under_way)]
+            assert [report.phase for report in cancelled] == ["Cancelled", "Cancelled"]
+            assert cancelled[0].message == "Cancelled before its turn came"
+            assert "while waiting for the model of support (turn 1)" in cancelled[1].message
+    assert (await session.asked())[-1] == [
+        ("user", "remember me"),
+        ("assistant", "1: remember me"),
+        ("user", "but this"),
+    ]
+
+
+async def test_a_run_that_was_never_sent_is_cancelled_and_not_taken_later(world: "World") -> None:
+    async with world.serving():
+        session = await world.start_session(ECHO, loop=True)
+        run = RunIdentity(name="early", uid="early-uid")
+        await session.cancel(run)
+        assert (await session.ended(run)).phase == "Cancelled"
+        await session.handle.signal(
+            contract.EXCHANGE_SIGNAL,
+            contract.Exchange(
+                run=run,
+                agent="support",
+                messages=[],
+                max_turns=1,
+                timeout_seconds=1,
+                snapshot_digest=session.snapshot.digest(),
+                snapshot=session.snapshot,
+            ),
+        )
+        assert (await session.ask("hello")).output == "1: hello"
+    assert len(session.reports_of(run)) == 1
+
+
+async def test_a_run_whose_deletion_nobody_told_of_ends_with_its_next_report(world: "World") -> None:
+    async with world.serving():
+        session = await world.start_session({"text": "late", "latencySeconds": 60}, loop=True)
+        run = await session.send("never", queued=True)
+        world.deleted.add(run.uid)
+        quick = Snapshot(
+            agents=session.snapshot.agents, models=[world.model("gpt", await world.script(ECHO, loop=True))]
+        )
+        assert (await session.ask("hello", snapshot=quick)).output == "1: hello"
+
+
+async def test_a_timed_out_run_does_not_stop_the_others(world: "World") -> None:
+    async with world.serving():
+        session = await world.start_session({"text": "late", "latencySeconds": 60}, loop=True)
+        late = await session.send("never", timeout_seconds=0.5)
+        quick = Snapshot(
+            agents=session.snapshot.agents, models=[world.model("gpt", await world.script(ECHO, loop=True))]
+        )
+        assert (await session.ask("hello", snapshot=quick)).output == "1: hello"
+    assert (await session.ended(late)).reason == "Timeout"
+
+
+# ── Memory ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_is_too_long_ago_is_known_by_its_summary(world: "World") -> None:
+    async with world.serving():
+        talker = await world.script(ECHO, loop=True)
+        writer = await world.script({"text": "Ada wants the red one."}, loop=True, summarises=True)
+        session = await world.start_session(
+            models=[world.model("gpt", talker), world.model("writer", writer)],
+            settings={"history_size": 4, "summary_model": "writer"},
+        )
+        for number in range(3):
+            last = await session.ask(f"say {number}")
+        last = await session.ask("say 3")
+
+    summary = f"{contract.SUMMARY_HEADING}\nAda wants the red one."
+    assert (await session.asked())[-1] == [
+        ("user", f"{summary}\n\nsay 2"),
+        ("assistant", "3: say 2"),
+        ("user", "say 3"),
+    ]
+    (asked,) = await world.requests(writer)
+    assert "say 0" in str(asked["body"]["messages"])
+    assert "say 2" not in str(asked["body"]["messages"])
+    assert last.session is not None
+    assert last.session.summary == "Ada wants the red one."
+    assert last.input_tokens > 0
+
+
+async def test_without_summaries_the_oldest_is_dropped(world: "World") -> None:
+    async with world.serving():
+        session = await world.start_session(ECHO, loop=True, settings={"history_size": 4, "summary_enabled": False})
+        for number in range(4):
+            last = await session.ask(f"say {number}")
+    assert (await session.asked())[-1] == [("user", "say 2"), ("assistant", "3: say 2"), ("user", "say 3")]
+    assert last.session is not None
+    assert last.session.summary is None
+
+
+async def test_a_conversation_goes_on_where_no_summary_can_be_written(world: "World") -> None:
+    async with world.serving():
+        writer = await world.script(alwaysError={"status": 401})
+        session = await world.start_session(
+            models=[world.model("gpt", await world.script(ECHO, loop=True)), world.model("writer", writer)],
+            settings={"history_size": 4, "summary_model": "writer"},
+        )
+        for number in range(4):
+            last = await session.ask(f"say {number}")
+    assert (last.phase, (await session.asked())[-1][0]) == ("Succeeded", ("user", "say 2"))
+
+
+async def test_a_conversation_too_long_for_the_model_is_summarised_once_and_sent_again(world: "World") -> None:
+    words = {"message": "maximum context length is 8 tokens", "code": "context_length_exceeded"}
+    too_long = {"status": 400, "body": {"error": words}}
+    async with world.serving():
+        talker = await world.script(ECHO, loop=True)
+        writer = await world.script({"text": "Ada is here."}, loop=True, summarises=True)
+        session = await world.start_session(
+            models=[world.model("gpt", talker), world.model("writer", writer)], settings={"summary_model": "writer"}
+        )
+        await session.ask("I am Ada")
+        await world.script(ECHO, name=talker, errors=[too_long], loop=True)
+        second = await session.ask("Who am I?")
+        assert (second.phase, (second.output or "")[-9:]) == ("Succeeded", "Who am I?")
+        await world.script(ECHO, name=talker, alwaysError=too_long)
+        third = await session.ask("And now?")
+        assert (third.phase, third.reason) == ("Failed", "ContextLength")
+
+    assert [("user", f"{contract.SUMMARY_HEADING}\nAda is here.\n\nWho am I?")] in await session.asked()
+
+
+# ── The end ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_closed_session_ends_the_run_under_way_and_refuses_the_queued(world: "World") -> None:
+    async with world.serving():
+        session = await world.start_session({**ECHO, "latencySeconds": 1}, loop=True)
+        first, second = await session.send("one"), await session.send("two", queued=True)
+        await world.eventually(lambda: world.requests(session.snapshot.models[0].model))
+        await session.configure(closed="spec.closed was set")
+        result = await session.handle.result()
+
+    assert [(await session.ended(run)).reason for run in (first, second)] == ["Answered", "SessionClosed"]
+    refused = await session.ended(second)
+    assert refused.message == ("AgentSession talk was closed before the run's turn came: spec.closed was set")
+    (told,) = world.session_reports[session.handle.id]
+    assert told == result
+    assert (result.closed_message, result.runs, result.queued_runs) == ("spec.closed was set", 2, 0)
+    assert result.closed_at is not None
+
+
+async def test_an_idle_session_closes_by_itself(world: "World") -> None:
+    async with world.serving():
+        session = await world.start_session(ECHO, loop=True, settings={"idle_timeout_seconds": 3600.0})
+        await session.ask("hello")
+        await session.configure(idle_timeout_seconds=0.5)
+        result = await session.handle.result()
+    assert result.closed_message == "there was no run for idleTimeout, 0.5s"
+
+
+async def test_a_session_cancelled_in_temporal_closes(world: "World") -> None:
+    async with world.serving():
+        session = await world.start_session({"text": "late", "latencySeconds": 60}, loop=True)
+        run = await session.send("never")
+        await world.eventually(lambda: world.requests(session.snapshot.models[0].model))
+        await session.handle.cancel()
+        result = await session.handle.result()
+    assert (await session.ended(run)).phase == "Cancelled"
+    assert result.closed_message == "its workflow was cancelled in Temporal"
+
+
+# ── Continuing as new, and what is lost on the way ─────────────────────────────────────────────────────────────────
+
+
+async def test_a_session_continues_as_new_and_remembers(world: "World", monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "SESSION_CONTINUE_BYTES", 20_000)
+    async with world.serving():
+        session = await world.start_session(
+            {**ECHO, "latencySeconds": 0.01}, loop=True, context={"plan": "gold"}, settings={"history_size": 200}
+        )
+        runs = [await session.send(f"say {number}", queued=True) for number in range(12)]
+        ended = [await session.ended(run) for run in runs]
+        assert [report.output for report in ended] == [f"{number + 1}: say {number}" for number in range(12)]
+        again = await session.send("late")
+        assert (await session.ended(again)).output == "13: late"
+
+    assert len(await session.histories()) > 1
+    last = (await session.ended(again)).session
+    assert last is not None
+    assert (last.runs, last.context) == (13, {"plan": "gold"})
+    assert [report.seq for report in ended] == sorted(report.seq for report in ended)
+
+
+async def test_a_lost_worker_changes_nothing(world: "World") -> None:
+    session = await world.start_session({**ECHO, "latencySeconds": 0.3}, loop=True)
+    async with world.reporter():
+        async with world.worker_process() as worker:
+            runs = [await session.send(f"say {number}", queued=True) for number in range(4)]
+            await session.ended(runs[1])
+            worker.process.kill()
+            await worker.process.wait()
+        async with world.worker_process():
+            ended = [await session.ended(run, within=60) for run in runs]
+    assert [report.output for report in ended] == [f"{number + 1}: say {number}" for number in range(4)]
+    assert len(session.reports_of(runs[3])) >= 1
+
+
+async def test_the_reporter_away_holds_up_no_run(world: "World") -> None:
+    world.reporter_open.clear()
+    async with world.serving():
+        session = await world.start_session(ECHO, loop=True)
+        runs = [await session.send(f"say {number}") for number in range(3)]
+        asked = session.asked
+
+        async def all_asked() -> bool:
+            return len(await asked()) == 3
+
+        await world.eventually(all_asked)
+        world.reporter_open.set()
+        assert [(await session.ended(run)).phase for run in runs] == ["Succeeded"] * 3
+
+
+async def test_sessions_side_by_side(world: "World") -> None:
+    async with world.serving():
+        sessions = [await world.start_session(ECHO, loop=True) for _ in range(10)]
+        sent = await asyncio.gather(
+            *(asyncio.gather(*(session.send(f"say {n}") for n in range(3))) for session in sessions)
+        )
+        for session, runs in zip(sessions, sent, strict=True):
+            assert sorted([(await session.ended(run)).turns for run in runs]) == [1, 1, 1]
