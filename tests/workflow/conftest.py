@@ -221,6 +221,8 @@ class Session:
     world: "World"
     snapshot: Snapshot
     sent: list[RunIdentity] = field(default_factory=list)
+    sent_snapshot: Snapshot | None = None
+    """The one the session was sent last."""
 
     async def send(self, said: str, *, snapshot: Snapshot | None = None, **more: Any) -> RunIdentity:
         """Send the next run as the controller does."""
@@ -232,10 +234,11 @@ class Session:
             agent=self.snapshot.agents[0].name,
             messages=[Message(role="user", parts=[TextPart(text=said)])],
             snapshot_digest=snapshot.digest(),
-            snapshot=snapshot,
+            snapshot=None if snapshot == self.sent_snapshot else snapshot,
             **fields,
         )
         self.sent.append(run)
+        self.sent_snapshot = snapshot
         await self.handle.signal(contract.EXCHANGE_SIGNAL, exchange)
         return run
 

@@ -1,6 +1,7 @@
 """Conversations that last: order, memory, summaries, what a failed run leaves, the end, and continuing as new."""
 
 import asyncio
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -336,6 +337,28 @@ async def test_a_session_continues_as_new_and_remembers(world: "World", monkeypa
     assert last is not None
     assert (last.runs, last.context) == (13, {"plan": "gold"})
     assert [report.seq for report in ended] == sorted(report.seq for report in ended)
+
+
+async def test_as_much_as_may_be_is_carried(world: "World", monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transcript about to be summarised, the largest snapshot, and a full queue: together below Temporal's 2 MiB."""
+    monkeypatch.setattr(contract, "SESSION_CONTINUE_BYTES", 1_500_000)
+    words = random.Random(7).randbytes(15_000).hex()
+    instructions = random.Random(8).randbytes(contract.SNAPSHOT_MAX_BYTES // 2 - 2_000).hex()
+    async with world.serving():
+        session = await world.start_session(
+            {"text": words, "latencySeconds": 0.2},
+            loop=True,
+            agents=[world.agent(instructions=instructions)],
+            settings={"history_size": 400},
+        )
+        runs = [await session.send(f"{number}{words}", queued=True) for number in range(24)]
+        ended = [await session.ended(run, within=60) for run in runs]
+
+    assert {report.phase for report in ended} == {"Succeeded"}
+    first, second, *_ = await session.histories()
+    assert len(first.to_json()) < 4 * 1024 * 1024
+    carried = second.events[0].workflow_execution_started_event_attributes.input.payloads[0].data
+    assert 1_250_000 < len(carried) <= contract.SESSION_CARRY_MAX_BYTES
 
 
 async def test_a_lost_worker_changes_nothing(world: "World") -> None:

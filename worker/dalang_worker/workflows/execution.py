@@ -171,7 +171,7 @@ class RunExecution:
 
     def report_again(self) -> None:
         """Report the present state once more; somebody found the object's status out of date."""
-        self.state.approvals.forget_uids()
+        self.state.approvals.forget_what_was_told()
         self.report_progress()
 
     # ── The conductor's ports ──
@@ -416,6 +416,8 @@ class RunExecution:
             start_to_close_timeout=timedelta(seconds=10),
             schedule_to_close_timeout=give_up_after,
             retry_policy=REPORT_RETRY,
+            # One that a reporter has at hand is carried out all the same: what it has made is to be known.
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         )
         return self._reporting
 
