@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,7 +10,7 @@ from dalang_api import contract
 from dalang_api.contract import HandoffBinding, RunIdentity, Snapshot, ToolBinding
 
 if TYPE_CHECKING:
-    from tests.workflow.conftest import World
+    from tests.workflow.conftest import Session, World
 
 Json = dict[str, Any]
 
@@ -204,6 +205,46 @@ async def test_a_timed_out_run_does_not_stop_the_others(world: "World") -> None:
         )
         assert (await session.ask("hello", snapshot=quick)).output == "1: hello"
     assert (await session.ended(late)).reason == "Timeout"
+
+
+async def test_each_run_asks_for_approval_and_acts_for_itself(world: "World") -> None:
+    """The same call in two runs of one session is asked twice, runs twice, and has a key of its own each time."""
+    log, gate = world.path / "log", world.path / "gate"
+    gate.touch()
+    call = ("keyed", {"log": str(log), "gate": str(gate), "number": 1})
+    policy = contract.ApprovalPolicy()
+    async with world.serving():
+        session = await world.start_session(
+            calls(call),
+            {"text": "done"},
+            loop=True,
+            agents=[world.agent(tools=[ToolBinding(name="keyed", function="keyed", approval=policy)])],
+        )
+        names = []
+        for _ in range(2):
+            run = await session.send("do it")
+            request = await world.eventually(partial(asked_by, session, run))
+            names.append(request.name)
+            uid = world.approval_uids[request.name]
+            decision = contract.Decision(
+                run_uid=run.uid, name=request.name, uid=uid, digest=request.digest, decision="Approve"
+            )
+            await session.handle.signal(contract.DECIDE_SIGNAL, decision.model_copy(update={"run_uid": "another"}))
+            await session.handle.signal(contract.DECIDE_SIGNAL, decision)
+            ended = await session.ended(run)
+            assert ended.ended_approvals is not None
+            assert [(end.name, end.state) for end in ended.ended_approvals] == [(request.name, "Applied")]
+
+    assert len(set(names)) == 2
+    keys = log.read_text().splitlines()
+    assert len(set(keys)) == len(keys) == 2
+
+
+def asked_by(session: "Session", run: RunIdentity) -> contract.ApprovalRequest | None:
+    """What the run asks a human, if it says so."""
+    reports = session.reports_of(run)
+    pending = reports[-1].pending_approvals if reports else None
+    return pending[0] if pending else None
 
 
 # ── Memory ─────────────────────────────────────────────────────────────────────────────────────────────────────────
