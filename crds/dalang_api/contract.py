@@ -919,7 +919,8 @@ class SessionState(Wire):
     messages: list[Message]
     queue: list[Exchange]
     """Without snapshots; those stand beside, once each."""
-    snapshots: list[Snapshot]
+    snapshots: dict[str, Snapshot]
+    """By the digest under which they were sent."""
     seen: list[str]
     """Uids of the last runs that were sent, the newest last."""
     runs: int

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -194,6 +195,35 @@ async def test_a_run_whose_deletion_nobody_told_of_ends_with_its_next_report(wor
             agents=session.snapshot.agents, models=[world.model("gpt", await world.script(ECHO, loop=True))]
         )
         assert (await session.ask("hello", snapshot=quick)).output == "1: hello"
+
+
+async def test_what_a_run_has_said_that_was_deleted_before_its_end_is_given_up(world: "World") -> None:
+    async with world.serving():
+        session = await world.start_session(ECHO, loop=True, context={"plan": "gold"})
+        await session.ask("remember me")
+        run = await session.send("forget me", context={"colour": "red"})
+        world.deleted.add(run.uid)
+        await world.eventually(lambda: world.session_reports.get(session.handle.id))
+        assert (await session.ask("hello")).output == "2: hello"
+        assert (await session.ask("hello")).context == {"plan": "gold"}
+
+
+async def test_a_run_that_waits_for_a_human_and_was_deleted_holds_nobody_up(
+    world: "World", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dalang_worker.workflows.session.WAITED_FOR_INTERVAL", timedelta())
+    policy = contract.ApprovalPolicy()
+    tool = ToolBinding(name="weather", function="weather", approval=policy)
+    async with world.serving():
+        session = await world.start_session(
+            calls(("weather", {"city": "Ubud"})), agents=[world.agent(tools=[tool])], loop=True
+        )
+        stuck = await session.send("pay")
+        await world.eventually(partial(asked_by, session, stuck))
+        world.deleted.add(stuck.uid)
+        model = world.model("gpt", await world.script(ECHO, loop=True))
+        quick = Snapshot(agents=[world.agent()], models=[model])
+        assert (await session.ask("hello", snapshot=quick, queued=True)).output == "1: hello"
 
 
 async def test_a_timed_out_run_does_not_stop_the_others(world: "World") -> None:

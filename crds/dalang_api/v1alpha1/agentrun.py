@@ -91,8 +91,9 @@ class RunTask(ApiModel):
     """Where this run ends at the latest. Each limit counts only where it is lower than the agent's and the session's."""
     ttl_after_finished: Duration | None = None
     """How long the run is kept after its end, such as `24h`. Default: the time set at the operator (24h) for a run made
-    with `generateName` or owned by a controller; any other run is a declared object and is never deleted by Dalang. Changed on a finished run, it is noticed within
-    ten minutes."""
+    with `generateName` or owned by a controller; an AgentSchedule keeps as many of its runs as its `runHistory` says, and any
+    other run is a declared object and is never deleted by Dalang. Changed on a finished run, it is noticed within ten
+    minutes."""
 
 
 class AgentRunSpec(RunTask):

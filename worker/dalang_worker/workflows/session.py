@@ -6,10 +6,12 @@ Between two runs it continues as new when its history has grown. A change that a
 
 import asyncio
 from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, CancelledError
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 
 with workflow.unsafe.imports_passed_through():
     from dalang_api import contract
@@ -18,6 +20,7 @@ with workflow.unsafe.imports_passed_through():
         Decision,
         Exchange,
         LastRun,
+        ReportResult,
         Retrying,
         RunIdentity,
         RunInput,
@@ -49,6 +52,9 @@ with workflow.unsafe.imports_passed_through():
 
 SNAPSHOTS_KEPT = 3
 """The last ones that were sent: a run that is sent without names one of them."""
+BEGIN_PATIENCE_SECONDS = 5.0
+"""How long a run that was queued waits until its begin is written: with the operator away, no run is held up for longer."""
+WAITED_FOR_INTERVAL = timedelta(seconds=10)
 REPORT_PATIENCE = timedelta(hours=24)
 """How long the last report of a run, and of the session, is tried."""
 
@@ -64,8 +70,8 @@ class AgentSessionWorkflow:
         self.settings = session.settings
         state, now = session.state, timestamp(workflow.now())
         self._queue: list[Exchange] = list(state.queue) if state else []
-        self._snapshots = {snapshot.digest(): snapshot for snapshot in (state.snapshots if state else ())}
-        """By digest, the newest last."""
+        self._snapshots = dict(state.snapshots) if state else {}
+        """By the digest under which they were sent, the newest last."""
         self._seen: list[str] = list(state.seen) if state else []
         self._started_at = state.started_at if state else now
         self._idle_since = (state.idle_since if state else None) or now
@@ -119,7 +125,7 @@ class AgentSessionWorkflow:
             return
         current = self._current = _ExchangeExecution(self, exchange, snapshot)
         if exchange.queued:
-            current.report_progress()
+            await current.report_begin()
         task = current.start()
         while not task.done():
             try:
@@ -130,8 +136,17 @@ class AgentSessionWorkflow:
                     current.cancel()
         self._current = None
         self._idle_since = timestamp(workflow.now())
-        writing = task.result().writing or self._report()
-        self._reports = [report for report in self._reports if not report.done()] + [writing]
+        writing = task.result().writing
+        if writing is not None:
+            writing.add_done_callback(partial(self._learn, current))
+        self._reports = [report for report in self._reports if not report.done()] + [writing or self._report()]
+
+    def _learn(self, ended: "_ExchangeExecution", done: "asyncio.Future[dict[str, Any] | None]") -> None:
+        """Give up what a run has said that was deleted before its end was told, if nothing was built on it yet."""
+        if done.cancelled() or done.exception() is not None or self._current is not None:
+            return
+        if ReportResult.model_validate(done.result() or {}).gone and ended.undo():
+            self._reports.append(self._report())
 
     async def _close(self) -> SessionReport:
         """Tell of the end, the runs that are still queued first."""
@@ -176,7 +191,7 @@ class AgentSessionWorkflow:
                 started_at=self._started_at,
                 seq=self._seq,
                 queue=self._queue,
-                snapshots=[one for digest, one in self._snapshots.items() if digest in wanted or digest in newest],
+                snapshots={digest: one for digest, one in self._snapshots.items() if digest in {*wanted, *newest}},
                 seen=self._seen,
                 runs=self._runs,
                 last_run=self._last_run,
@@ -190,10 +205,12 @@ class AgentSessionWorkflow:
     def exchange(self, exchange: Exchange) -> None:
         """Take a run into the queue; a repeated one changes nothing."""
         if exchange.snapshot is not None:
-            self._keep(exchange.snapshot)
+            self._keep(exchange.snapshot_digest, exchange.snapshot)
         if self._sees(exchange.run):
             self._queue.append(exchange.model_copy(update={"snapshot": None}))
             self._was_told = True
+            if self._current is not None:
+                self._current.is_waited_for()
 
     @workflow.signal(name=contract.CANCEL_EXCHANGE_SIGNAL)
     def cancel_exchange(self, cancel: CancelExchange) -> None:
@@ -222,7 +239,8 @@ class AgentSessionWorkflow:
     @workflow.signal(name=contract.RETRYING_SIGNAL)
     def retrying(self, retrying: Retrying) -> None:
         """Take note that an activity of the run that is under way fails and is tried again."""
-        if self._current is not None:
+        is_late = self._current is None or (retrying.run is not None and retrying.run.uid != self._current.uid)
+        if self._current is not None and not is_late:
             self._current.retrying(retrying)
 
     @workflow.signal(name=contract.REPORT_AGAIN_SIGNAL)
@@ -254,8 +272,7 @@ class AgentSessionWorkflow:
         self._seen = [*self._seen, run.uid][-contract.SESSION_SEEN_MAX :]
         return True
 
-    def _keep(self, snapshot: Snapshot) -> None:
-        digest = snapshot.digest()
+    def _keep(self, digest: str, snapshot: Snapshot) -> None:
         self._snapshots.pop(digest, None)
         self._snapshots[digest] = snapshot
         wanted = {exchange.snapshot_digest for exchange in self._queue}
@@ -361,7 +378,10 @@ class _ExchangeExecution(RunExecution):
         self._before = len(memory.thread.messages)
         """How many messages were there before the run; what it says counts only if it succeeds."""
         self._task: asyncio.Task[Ended] | None = None
+        self._left = memory.thread
+        """The conversation as the run has left it."""
         self._has_begun = self._is_cancelled = self._is_deleted = False
+        self._found = (memory.agent, memory.context)
         known = {agent.name for agent in snapshot.agents}
         run = RunInput(
             agent=memory.agent if memory.agent in known else exchange.agent,
@@ -467,11 +487,38 @@ class _ExchangeExecution(RunExecution):
             if isinstance(error.cause, CancelledError):
                 raise asyncio.CancelledError from error
             workflow.logger.warning("the conversation goes on without a summary: %s", error.cause)
+            self._charge_failed(error)
             return None
         self.state.budget.charge(reply)
         return reply.summary
 
+    def _charge_failed(self, error: ActivityError) -> None:
+        """Count a call that was paid for and gave no summary."""
+        details = error.cause.details if isinstance(error.cause, ApplicationError) else ()
+        if details:
+            self.state.budget.charge(SummaryReply.model_validate(details[0]))
+
     # ── Reports ──
+
+    async def report_begin(self) -> None:
+        """Tell that the run's turn has come, and hear whether it was deleted meanwhile, unless the reporter is away."""
+        self.report_progress()
+        if self._reporting is not None:
+            await workflow.wait([self._reporting], timeout=BEGIN_PATIENCE_SECONDS)
+
+    def is_waited_for(self) -> None:
+        """Another run waits for this one: should it have been deleted without a word, the answer to a report tells."""
+        if workflow.now() - self._reported_at >= WAITED_FOR_INTERVAL:
+            self.report_progress(REPORT_PATIENCE)
+
+    def undo(self) -> bool:
+        """Leave the conversation as it was before this run; return False where another has gone on with it."""
+        memory = self._session.memory
+        if memory.thread is not self._left or len(memory.thread.messages) == self._before:
+            return False
+        memory.agent, memory.context = self._found
+        memory.is_as_before(self._before)
+        return True
 
     def end(self, phase: Phase, reason: Reason, message: str, answer: Answer | None = None) -> Ended:
         """Keep what was said, or give it up, and tell."""
@@ -480,6 +527,7 @@ class _ExchangeExecution(RunExecution):
             memory.agent, memory.context = self.state.agent, self.state.main.context
         else:
             memory.is_as_before(self._before)
+        self._left = memory.thread
         memory.budget.add(self.state.budget)
         self._session.has_ended(self._exchange.run, phase)
         if self._is_deleted:

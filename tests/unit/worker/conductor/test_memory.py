@@ -115,7 +115,7 @@ def test_what_is_carried_comes_back() -> None:
     made.budget.add(
         Budget(contract.LimitSettings(), input_tokens=7, output_tokens=3, cost_usd=Decimal("0.002"), is_priced=False)
     )
-    state = state_of(made, started_at="2026-01-01T00:00:00Z", seq=4, queue=[], snapshots=[], seen=["one"], runs=2)
+    state = state_of(made, started_at="2026-01-01T00:00:00Z", seq=4, queue=[], snapshots={}, seen=["one"], runs=2)
     settings = SessionSettings()
     carried = SessionInput(agent="sales", settings=settings, context=made.context, state=state)
     back = Memory.of(SessionInput.model_validate_json(carried.model_dump_json(exclude_none=True)))
