@@ -142,6 +142,18 @@ async def test_a_snapshot_is_asked_for_once_and_remembered(world: "World") -> No
     await waiting.run.handle.terminate()
 
 
+async def test_another_snapshot_than_was_asked_for_is_not_taken(world: "World") -> None:
+    """A session may have gone on to a run with another snapshot."""
+    async with world.serving(drain_seconds=0):
+        waiting = await waiting_run(world)
+        snapshots = Snapshots(world.client)
+        for _ in range(2):
+            with pytest.raises(ApplicationError) as raised:
+                await snapshots.get(waiting.key, "another digest")
+            assert (raised.value.type, raised.value.non_retryable) == ("TranscriptUnavailable", False)
+        await waiting.run.handle.terminate()
+
+
 async def test_a_long_tail_goes_by_query_in_pages(world: "World") -> None:
     said = [("say", {"size": contract.TOOL_OUTPUT_MAX_BYTES})] * contract.TURN_MAX_CALLS
     async with world.serving():

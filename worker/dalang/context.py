@@ -23,6 +23,8 @@ class Context:
     namespace: str = ""
     agent: str = ""
     """Name of the agent that calls."""
+    session: str | None = None
+    """Name of the AgentSession that the run belongs to; None: it stands for itself."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "variables", MappingProxyType(dict(self.variables)))

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dalang import Context
 from dalang.prompts import registered_instructions
 from dalang_api import contract, templates
-from dalang_api.contract import AgentSnapshot, ModelCall, WorkflowTarget
+from dalang_api.contract import AgentSnapshot, ModelCall
 from dalang_api.v1alpha1.conditions import Reason
 from temporalio import activity
 
 from dalang_worker.activities.failures import final, retryable
+from dalang_worker.runs import CallingRun
 from dalang_worker.text import cut
 from dalang_worker.tools.runner import ToolRaisedError, ToolRunner
 
@@ -19,7 +20,7 @@ FUNCTION_ATTEMPTS = 3
 """How often a function that raises is asked for instructions: it may look things up elsewhere, and that fails at times."""
 
 
-async def render(agent: AgentSnapshot, call: ModelCall, run: WorkflowTarget, runner: ToolRunner) -> str:
+async def render(agent: AgentSnapshot, call: ModelCall, run: CallingRun, runner: ToolRunner) -> str:
     """Return an agent's instructions for this turn, with the run's context variables in them.
 
     Raises:
@@ -60,13 +61,13 @@ def compose(
     return "\n\n".join(part for part in parts if part) or None
 
 
-async def _call(name: str, agent: AgentSnapshot, call: ModelCall, run: WorkflowTarget, runner: ToolRunner) -> str:
+async def _call(name: str, agent: AgentSnapshot, call: ModelCall, run: CallingRun, runner: ToolRunner) -> str:
     function = registered_instructions().get(name)
     if function is None:
         have = ", ".join(sorted(registered_instructions())) or "none"
         words = f"The pool's modules register no instructions {name} (they register: {have})"
         raise retryable(Reason.TOOL_NOT_FOUND, words[:700])
-    context = Context(call.context or {}, run=run.name, namespace=run.namespace, agent=agent.name)
+    context = Context(call.context or {}, run=run.name, namespace=run.namespace, agent=agent.name, session=run.session)
     try:
         text = await runner.run(function, function.with_context({}, context))
     except ToolRaisedError as error:

@@ -20,6 +20,8 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from dalang_worker.activities.answer import check_answer
 from dalang_worker.activities.mcp import McpActivity
 from dalang_worker.activities.model import ModelActivity
+from dalang_worker.activities.model_calls import ModelCalls
+from dalang_worker.activities.summary import SummaryActivity
 from dalang_worker.activities.tool import ToolActivity
 from dalang_worker.mcp.servers import McpServers
 from dalang_worker.secrets import visible_keys
@@ -27,6 +29,7 @@ from dalang_worker.settings import WorkerSettings
 from dalang_worker.tools.loader import load_tools
 from dalang_worker.tools.runner import ToolRunner
 from dalang_worker.workflows.run import AgentRunWorkflow
+from dalang_worker.workflows.session import AgentSessionWorkflow
 
 log = logging.getLogger(__name__)
 
@@ -103,15 +106,22 @@ async def serve(settings: WorkerSettings, client: Client) -> AsyncIterator[None]
     """Run the pool's Temporal worker for as long as the block runs; then drain it."""
     runner = ToolRunner(settings.tool_threads)
     servers = McpServers(settings.mcp_servers, settings.secrets_path, settings.tools_path)
-    model = ModelActivity(client, settings, runner, servers)
+    calls = ModelCalls(client, settings)
+    model = ModelActivity(calls, settings, runner, servers)
     worker = Worker(
         client,
         task_queue=settings.queue,
-        workflows=[AgentRunWorkflow],
+        workflows=[AgentRunWorkflow, AgentSessionWorkflow],
         # The sandbox takes a third of a run's CPU (9 of 28 ms), for one file: the conductor is passed through. What it would
         # find, ruff bans in that file, and tests/workflow/test_replay.py runs it in the sandbox.
         workflow_runner=UnsandboxedWorkflowRunner(),
-        activities=[model.model, ToolActivity(runner).tool, McpActivity(servers).mcp, check_answer],
+        activities=[
+            model.model,
+            SummaryActivity(calls).summarise,
+            ToolActivity(runner).tool,
+            McpActivity(servers).mcp,
+            check_answer,
+        ],
         max_concurrent_activities=settings.slots,
         max_cached_workflows=MAX_CACHED_WORKFLOWS,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
@@ -128,6 +138,7 @@ async def serve(settings: WorkerSettings, client: Client) -> AsyncIterator[None]
         runner.close()
         await servers.close()
         await model.close()
+        await calls.close()
 
 
 async def _publish(settings: WorkerSettings, client: Client, catalogue: Catalogue) -> None:

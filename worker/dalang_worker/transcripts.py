@@ -6,6 +6,7 @@ that Temporal discarded may have cached words that were never said.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +19,7 @@ from dalang_api.contract import (
     ModelCall,
     OpaquePart,
     Snapshot,
+    SummaryCall,
     TextPart,
     ToolCallPart,
     ToolResultPart,
@@ -25,7 +27,10 @@ from dalang_api.contract import (
     TranscriptRequest,
 )
 from temporalio.client import Client, WorkflowHandle
+from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, TemporalError
+
+from dalang_worker.runs import RunKey
 
 QUERY_DEADLINE = timedelta(seconds=15)
 """After a kill -9 the server waits 10 s for the dead worker's sticky queue before it asks another."""
@@ -36,8 +41,6 @@ MESSAGE_OVERHEAD_BYTES = 600
 SNAPSHOTS_MAX_BYTES = 32 * 1024 * 1024
 
 T = TypeVar("T")
-RunKey = tuple[str, str]
-"""Workflow id and Temporal's id of the execution."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,17 @@ class Transcripts:
         Raises:
             ApplicationError: The workflow could not be asked; to be tried again, and no fault of the model.
         """
-        prefix = self._cached_prefix(run, call)
-        if prefix is None:
-            prefix = await self._ask(run, call)
-        whole = prefix.extended(call.tail or [])
+        whole = (await self._prefix(run, call)).extended(call.tail or [])
         self._remember(run, call.thread, whole)
         return list(whole.messages)
+
+    async def messages_to_summarise(self, run: RunKey, call: SummaryCall) -> list[Message]:
+        """Return exactly the messages the workflow means by a summary; the thread is remembered as it was, if at all.
+
+        Raises:
+            ApplicationError: As in `messages`.
+        """
+        return list((await self._prefix(run, call)).messages)
 
     def said(self, run: RunKey, thread: str, reply: Message) -> None:
         """Remember a model's reply, so that the next call need not carry it."""
@@ -89,7 +97,11 @@ class Transcripts:
         if cached is not None:
             self._remember(run, thread, cached.extended([reply]))
 
-    def _cached_prefix(self, run: RunKey, call: ModelCall) -> _Cached | None:
+    async def _prefix(self, run: RunKey, call: ModelCall | SummaryCall) -> _Cached:
+        prefix = self._cached_prefix(run, call)
+        return await self._ask(run, call) if prefix is None else prefix
+
+    def _cached_prefix(self, run: RunKey, call: ModelCall | SummaryCall) -> _Cached | None:
         if call.count == 0:
             return _EMPTY
         cached = self._threads.get((run, call.thread))
@@ -97,7 +109,7 @@ class Transcripts:
             return None
         return cached if len(cached.messages) == call.count else cached.cut(call.count)
 
-    async def _ask(self, run: RunKey, call: ModelCall) -> _Cached:
+    async def _ask(self, run: RunKey, call: ModelCall | SummaryCall) -> _Cached:
         handle = self._client.get_workflow_handle(run[0], run_id=run[1])
         messages: list[Message] = []
         while len(messages) < call.count:
@@ -136,15 +148,23 @@ class Snapshots:
             return known
         task = self._asked.get(digest)
         if task is None:
-            task = self._asked[digest] = asyncio.create_task(self._ask(run))
+            task = self._asked[digest] = asyncio.create_task(self._ask(run, digest))
             task.add_done_callback(lambda _: self._asked.pop(digest, None))
         snapshot = await asyncio.shield(task)
         self._snapshots[digest] = snapshot
         return snapshot
 
-    async def _ask(self, run: RunKey) -> Snapshot:
+    async def _ask(self, run: RunKey, digest: str) -> Snapshot:
+        """Ask for the snapshot that the workflow uses now: a session may have gone on to another one.
+
+        The digest is compared as it was sent: read here, a snapshot of a newer workflow's may lack fields.
+        """
         handle = self._client.get_workflow_handle(run[0], run_id=run[1])
-        return await _query(handle, contract.SNAPSHOT_QUERY, None, Snapshot)
+        sent = (await _query(handle, contract.SNAPSHOT_QUERY, None, RawValue)).payload
+        if hashlib.sha256(sent.data).hexdigest() != digest:
+            raise _unavailable("the workflow uses another snapshot than the call names")
+        snapshot: Snapshot = self._client.data_converter.payload_converter.from_payload(sent, Snapshot)
+        return snapshot
 
 
 async def _query(handle: WorkflowHandle[Any, Any], name: str, argument: object, result: type[T]) -> T:

@@ -1,8 +1,8 @@
 """Plays a model well enough for examples to look alive: picks a tool by its words, guesses arguments, reads results aloud.
 
 Used by the model server for models without a script. It understands nothing, follows few instructions (tools that one
-sentence orders with "first … then …", a JSON schema for the answer, the reason for which a human rejected a call), and
-always ends: each tool is called at most once for a message of the user, twice if a human said what to do better, unless the
+sentence orders with "first … then …", a JSON schema for the answer, the reason for which a human rejected a call, a summary
+of a conversation), remembers what it was told when it is asked in the same words, and always ends: each tool is called at most once for a message of the user, twice if a human said what to do better, unless the
 request demands a call.
 """
 
@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from dalang_api.contract import SUMMARY_HEADING
 
 Json = dict[str, Any]
 
@@ -48,10 +50,15 @@ WHOLE_TEXT = frozenset(
 )
 """Names of strings that hold all that was said rather than a name found in it."""
 FOUND = "Here is what I found: "
+SUMMARISER = "You keep the memory of a conversation"
+"""How Dalang's request for a summary begins."""
+SUMMARY_LINE_CHARS = 100
+SUMMARY_LINES = (10, 20)
+"""How many lines of the beginning and of the end a summary has."""
 
 _SCHEMA = re.compile(r"fits this JSON schema:\s*(?=\{)")
 _CORRECTION = re.compile(r"\b(does not fit|answer again|not (?:one|a|an) JSON|no JSON)\b", re.IGNORECASE)
-_PASSAGE = re.compile(r"^\[\d+\]\n(?:source: (?P<source>.+)\n)?(?P<text>(?:.+\n?)+)", re.MULTILINE)
+_PASSAGE = re.compile(r"^\[\d+\]\n(?:source: (?P<source>.+)\n)?(?P<text>(?:(?!---$).+\n?)+)", re.MULTILINE)
 _ORDER = re.compile(r"\bfirst\b.*\bthen\b", re.IGNORECASE)
 _REJECTED = re.compile(r"Not run: a human rejected it\. (?!No reason was given)(?P<reason>.+)", re.DOTALL)
 _SENTENCE = re.compile(r"\S.*?(?:[.!?](?=\s)|\Z)", re.DOTALL)
@@ -59,6 +66,8 @@ _SENTENCE = re.compile(r"\S.*?(?:[.!?](?=\s)|\Z)", re.DOTALL)
 
 def demo_response(request: Json) -> Json:
     """Return a response in the script format of the model server."""
+    if is_for_summary(request):
+        return {"text": _summary(request)}
     exchange = _Exchange.of(request["messages"])
     tools = [tool["function"] for tool in request.get("tools") or []]
     if tool := _next_tool(exchange, tools, request.get("tool_choice") or "auto"):
@@ -68,6 +77,8 @@ def demo_response(request: Json) -> Json:
         return {"text": json.dumps(_answer(exchange, schema, found), ensure_ascii=False)}
     if found:
         return {"text": f"{FOUND}{'; '.join(found)}."}
+    if told := exchange.recalled():
+        return {"text": f'You told me: "{told}"'}
     first = next(iter(_SENTENCE.findall(exchange.system)), "").strip()
     instructions = f' My instructions begin: "{first[:200]}"' if first else ""
     return {"text": f'This is the scripted model of dalang dev.{instructions} You said: "{exchange.asked.strip()}"'}
@@ -82,6 +93,8 @@ class _Exchange:
 
     system: str
     asked: str
+    told: list[str]
+    """What the user said before that, and what summaries tell of it, in sentences, the oldest first; without questions."""
     called: list[str]
     """Names of the tools called since."""
     results: list[str]
@@ -100,9 +113,12 @@ class _Exchange:
         # What was rejected is worth telling only if nothing came of it.
         results = [result for result in said[:-1] if not _REJECTED.match(result)] + said[-1:]
         rejection = _REJECTED.match(said[-1]) if said else None
+        remembered, question = _split_summary("" if asked is None else _text(messages[asked]))
+        earlier = [_text(messages[place]) for place in users if place != asked and not _is_correction(messages, place)]
         return cls(
             system="\n\n".join(_text(each) for each in messages if each.get("role") in ("system", "developer")),
-            asked="" if asked is None else _text(messages[asked]),
+            asked=question,
+            told=[sentence for text in [*earlier, remembered] for sentence in _told(text)],
             called=[name for message in since for name in _called(message)],
             results=list(
                 dict.fromkeys(result for result in results if not re.fullmatch(r"Transferred to \S+", result))
@@ -117,6 +133,25 @@ class _Exchange:
             return []
         text = " ".join(match["text"].split()).rstrip(".")
         return [f"{text} (source: {match['source']})" if match["source"] else text]
+
+    def recalled(self) -> str | None:
+        """Return what the user has told that shares the most words with the question, of several such the last."""
+        words = _words(self.asked) if "?" in self.asked else set()
+        best = max(reversed(self.told), key=lambda sentence: len(words & _words(sentence)), default="")
+        return best if words & _words(best) else None
+
+
+def _split_summary(text: str) -> tuple[str, str]:
+    """Return the summary that a message begins with, if it does, and the rest: providers join messages in a row."""
+    if not text.startswith(SUMMARY_HEADING):
+        return "", text
+    summary, _, rest = text.rpartition("\n\n")
+    return summary or text, rest if summary else ""
+
+
+def _told(text: str) -> list[str]:
+    lines = (line.removeprefix("- ") for line in text.removeprefix(SUMMARY_HEADING).splitlines())
+    return [sentence for line in lines for sentence in _SENTENCE.findall(line) if not sentence.endswith("?")]
 
 
 def _is_correction(messages: Sequence[Json], place: int) -> bool:
@@ -142,12 +177,45 @@ def _result(message: Json) -> str:
 
 def _text(message: Json) -> str:
     content = message.get("content") or ""
-    return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+    return content if isinstance(content, str) else "\n\n".join(part.get("text", "") for part in content)
 
 
 def _words(text: str) -> set[str]:
     separate = re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", text).lower()
     return {word.rstrip("s") for word in re.findall(r"[a-z]{3,}", separate)} - STOP_WORDS
+
+
+# ── Summaries ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_for_summary(request: Json) -> bool:
+    """Return whether a request asks for the summary of a conversation."""
+    first: Json = next(iter(request["messages"]), {})
+    return first.get("role") in ("system", "developer") and _text(first).startswith(SUMMARISER)
+
+
+def _summary(request: Json) -> str:
+    """Return what the user has said, and the tools, a line each; what an earlier summary tells comes first."""
+    lines = list(dict.fromkeys(line for entry in _transcript(request) for line in _summary_lines(entry)))
+    first, last = SUMMARY_LINES
+    kept = lines if len(lines) <= first + last else lines[:first] + lines[-last:]
+    return "\n".join(f"- {line}" for line in kept) or "- Nothing was told."
+
+
+def _transcript(request: Json) -> Iterator[Json]:
+    """Yield the entries of the transcript that is to be summarised: one JSON object a line."""
+    for line in _text(request["messages"][-1]).splitlines():
+        if line.startswith("{"):
+            yield json.loads(line)
+
+
+def _summary_lines(entry: Json) -> list[str]:
+    if (earlier := entry.get("earlier summary")) is not None:
+        return [line.removeprefix("- ") for line in earlier.splitlines() if line]
+    if (said := entry.get("said")) is not None:
+        return [f"{entry.get('tool')}: {' '.join(said.split())}"[:SUMMARY_LINE_CHARS]]
+    is_users = entry.get("from") == "user"
+    return [" ".join(sentence.split())[:SUMMARY_LINE_CHARS] for sentence in _told(entry["text"])] if is_users else []
 
 
 # ── Tools ──────────────────────────────────────────────────────────────────────────────────────────────────────────

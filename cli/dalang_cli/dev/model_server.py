@@ -9,7 +9,8 @@ nothing. Answers are chosen from the request alone (scripted_answers.py), and wh
     Anthropic     http://host:port/anthropic        POST /anthropic/v1/messages, streamed or not
     Bedrock       http://host:port/bedrock          POST /bedrock/model/{model}/invoke, …/invoke-with-response-stream
 
-    PUT    /scripts/{model}        {"responses": [...], "errors": [...], "alwaysError": {...}, "latencySeconds": 0, "loop": false}
+    PUT    /scripts/{model}        {"responses": [...], "errors": [...], "alwaysError": {...}, "latencySeconds": 0, "loop": false,
+                                    "summarises": false}
     DELETE /scripts/{model}        the model is the deployment at Azure, the one in the path at Bedrock
     GET    /requests?model=NAME    what was asked; DELETE forgets it
     GET    /healthz

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dalang_cli.dev.demo_model import demo_response
+from dalang_cli.dev.demo_model import demo_response, is_for_summary
 
 Json = dict[str, Any]
 
@@ -40,11 +40,13 @@ class Script:
     latency_seconds: float = 0.0
     loop: bool = False
     """Begin anew after the last response; without it a further request is an error."""
+    summarises: bool = False
+    """The responses are for requests for a summary as well, which otherwise get an extract of the transcript."""
 
     @classmethod
     def parse(cls, content: Any) -> "Script":
         """Read the body of `PUT /scripts/{model}`; a misspelt key is an error, not a model that does something else."""
-        known = {"responses", "errors", "alwaysError", "latencySeconds", "loop"}
+        known = {"responses", "errors", "alwaysError", "latencySeconds", "loop", "summarises"}
         if not isinstance(content, dict) or (unknown := set(content) - known):
             raise BadRequest(
                 f"a script is an object with the keys {sorted(known)}, not {unknown if content else content}"
@@ -55,6 +57,7 @@ class Script:
             always_error=content.get("alwaysError"),
             latency_seconds=float(content.get("latencySeconds") or 0.0),
             loop=bool(content.get("loop")),
+            summarises=bool(content.get("summarises")),
         )
 
     def next_error(self) -> Json | None:
@@ -84,6 +87,8 @@ def choose_response(request: Json, scripts: dict[str, Script]) -> Json:
     """
     model: str = request["model"]
     if (script := scripts.get(model)) is not None:
+        if is_for_summary(request) and not script.summarises:
+            return {"latencySeconds": script.latency_seconds, **(script.next_error() or demo_response(request))}
         return {"latencySeconds": script.latency_seconds, **script.next_response(turn_of(request))}
     if match := BENCH.fullmatch(model):
         return _bench_response(match, turn_of(request), request.get("tools") or [])

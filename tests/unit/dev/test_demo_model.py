@@ -4,8 +4,12 @@ import json
 from typing import Any
 
 import pytest
+from dalang_api.contract import Message, TextPart, ToolResultPart
 from dalang_cli.dev.demo_model import demo_response
 from dalang_cli.dev.scripted_anthropic import as_chat
+from dalang_worker.conductor.memory import summary_message
+from dalang_worker.providers.chat_completions import make_messages
+from dalang_worker.summaries import INSTRUCTIONS, request_text, transcript_text
 
 Json = dict[str, Any]
 
@@ -175,6 +179,12 @@ def test_calls_in_the_words_of_anthropic_count() -> None:
 # ── Passages ──
 
 
+def test_the_only_passage_is_read_aloud() -> None:
+    only = PASSAGES.replace(PASSAGES[PASSAGES.index("\n\n[2]") : PASSAGES.rindex("\n---")], "")
+    text = respond(system(only), user("How much leave do I have?"))["text"]
+    assert text == "Here is what I found: Everybody has 28 days of leave a year (source: leave)."
+
+
 def test_the_nearest_passage_is_read_aloud() -> None:
     text = respond(system(PASSAGES), user("How much leave do I have?"))["text"]
     assert text == "Here is what I found: Everybody has 28 days of leave a year (source: leave)."
@@ -261,3 +271,73 @@ def test_what_anthropic_clients_send_is_read_alike() -> None:
     for choice in ({"type": "any"}, {"type": "tool", "name": "get_weather"}):
         forced = as_chat({**asked, "tools": [weather], "tool_choice": choice})
         assert demo_response(forced)["toolCalls"] == [{"name": "get_weather", "arguments": {}}]
+
+
+# ── Memory ──
+
+
+def spoken(text: str) -> Message:
+    return Message(role="user", parts=[TextPart(text=text)])
+
+
+def summary_of(*messages: Message) -> str:
+    """Return the summary that a worker gets."""
+    text: str = respond(system(INSTRUCTIONS), user(request_text(transcript_text(messages))))["text"]
+    return text
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        pytest.param("What is my name?", "My name is Ada.", id="what was told"),
+        pytest.param("Where do I live?", "Now I live in Ubud!", id="what was told last"),
+        pytest.param("Which orders?", "Order 42 and order 7.", id="in other forms of the word"),
+    ],
+)
+def test_what_the_user_has_told_is_remembered(asked: str, wanted: str) -> None:
+    before = [user("Hello. My name is Ada. I live in Kuta."), said("Hi"), user("Order 42 and order 7."), said("Fine")]
+    now = [user("Now I live in Ubud! What is your name?"), said("Hm")]
+    assert respond(*before, *now, user(asked))["text"] == f'You told me: "{wanted}"'
+
+
+@pytest.mark.parametrize("asked", ["My name?", "What is my age?", "Tell my name."])
+def test_what_was_not_told_or_not_asked_is_not_made_up(asked: str) -> None:
+    told = [user("I am Ada. What is my name?"), said("Hm")]
+    assert respond(*told, user(asked))["text"].startswith("This is the scripted model of dalang dev.")
+
+
+def test_a_summary_holds_what_was_told_and_found() -> None:
+    found = ToolResultPart(call_id="call_1_0", tool="get_weather", output="8 °C in\nBerlin")
+    first = summary_of(
+        spoken("My name is Ada.\nWhat is the weather?"),
+        Message(role="tool", parts=[found]),
+        Message(role="assistant", parts=[TextPart(text="It is cold.")], sender="support"),
+    )
+    assert first == "- My name is Ada.\n- get_weather: 8 °C in Berlin"
+    assert summary_of(summary_message(first), spoken("I live in Kuta.")) == f"{first}\n- I live in Kuta."
+    assert summary_of(spoken("What is my name?")) == "- Nothing was told."
+
+
+def test_a_summary_stays_short() -> None:
+    summary = ""
+    for number in range(300):
+        said_now = spoken(f"Fact {number} " + "x" * 300 + ".")
+        summary = summary_of(*([summary_message(summary)] if summary else []), said_now)
+    lines = summary.splitlines()
+    assert (len(lines), lines[0][:9], lines[-1][:11]) == (30, "- Fact 0 ", "- Fact 299 ")
+    assert len(summary) < 3200
+
+
+@pytest.mark.parametrize("question", ["What is my name?", "Now,\n\nwhat is my name?"])
+def test_what_a_summary_tells_is_remembered(question: str) -> None:
+    summary = summary_message("- My name is Ada.\n- get_weather: 8 °C")
+    asked = make_messages("Be kind.", [summary, spoken(question)])
+    assert respond(*asked)["text"] == 'You told me: "My name is Ada."'
+    blocks = [{"type": "text", "text": one.text()} for one in (summary, spoken(question))]
+    of_anthropic = as_chat({"model": "claude", "messages": [{"role": "user", "content": blocks}]})
+    assert demo_response(of_anthropic)["text"] == 'You told me: "My name is Ada."'
+
+
+def test_a_tool_is_chosen_by_the_question_and_not_by_the_summary() -> None:
+    asked = make_messages(None, [summary_message("- The weather in a city was fine."), spoken("I am Ada.")])
+    assert "text" in respond(*asked, tools=[WEATHER])

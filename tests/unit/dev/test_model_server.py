@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from dalang_cli.dev.model_server import BadRequest, ModelServer, Script, choose_response, completion
+from dalang_worker.summaries import INSTRUCTIONS
 
 Json = dict[str, Any]
 
@@ -73,6 +74,16 @@ def test_a_script_that_is_over() -> None:
     with pytest.raises(BadRequest, match="number 3"):
         answer(request("m", "a", "b"), Script(responses=responses))
     assert answer(request("m", "a", "b"), Script(responses=responses, loop=True))["text"] == "one"
+
+
+def test_a_summary_takes_no_response_of_a_script_that_is_not_for_it() -> None:
+    told = '<transcript>\n{"from": "user", "text": "My name is Ada."}\n</transcript>'
+    messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": told}]
+    asked: Json = {"model": "m", "messages": messages}
+    responses: list[Json] = [{"text": "one"}]
+    assert answer(asked, Script(responses=responses))["text"] == "- My name is Ada."
+    assert answer(asked, Script(responses=responses, summarises=True))["text"] == "one"
+    assert answer(asked, Script(responses=responses, errors=[{"status": 429}]))["status"] == 429
 
 
 def test_a_misspelt_script_is_refused() -> None:

@@ -3,7 +3,16 @@
 import asyncio
 
 import pytest
-from dalang_api.contract import EMPTY_DIGEST, Message, ModelCall, OpaquePart, TextPart, extend_digest
+from dalang_api.contract import (
+    EMPTY_DIGEST,
+    Message,
+    ModelCall,
+    OpaquePart,
+    RunIdentity,
+    SummaryCall,
+    TextPart,
+    extend_digest,
+)
 from dalang_worker.conductor.thread import Thread
 from dalang_worker.transcripts import Transcripts
 from temporalio.client import Client
@@ -159,3 +168,31 @@ async def test_what_is_a_providers_own_counts_too() -> None:
     for name in ("first", "second", "third"):
         await transcripts.messages(RUN, call(Thread(name, [thought])))
     assert [key[1] for key in transcripts._threads] == ["third"]
+
+
+async def test_what_is_summarised_is_the_beginning_of_the_thread_which_is_remembered_whole(
+    transcripts: Transcripts,
+) -> None:
+    said = [user("one"), assistant("two"), user("three")]
+    thread = Thread("s1", said)
+    await transcripts.messages(RUN, call(thread))
+    run = RunIdentity(name="chat-2", uid="u-2")
+    summary = SummaryCall(snapshot="s", model="m", thread="s1", count=2, digest=thread.digest(2), run=run)
+    assert await transcripts.messages_to_summarise(RUN, summary) == said[:2]
+    assert (
+        await transcripts.messages_to_summarise(
+            RUN, summary.model_copy(update={"count": 3, "digest": thread.digest(3)})
+        )
+        == said
+    )
+
+
+async def test_a_late_reply_of_a_run_that_was_given_up_is_never_sent(transcripts: Transcripts) -> None:
+    """Should the next run of the session say its words in a thread of the same name."""
+    await transcripts.messages(RUN, call(Thread("s1", [user("first run")])))
+    second = Thread("s1", [user("second run")])
+    await transcripts.messages(RUN, call(second))
+    transcripts.said(RUN, "s1", assistant("to the first run"))
+    second.append_reply(assistant("to the second run"))
+    with pytest.raises(Asked):
+        await transcripts.messages(RUN, call(second))

@@ -3,6 +3,7 @@
 import asyncio
 from datetime import timedelta
 
+from dalang_api.contract import Wire
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
@@ -17,9 +18,11 @@ def retryable(reason: str, message: str, after_seconds: float | None = None) -> 
     )
 
 
-def final(reason: str, message: str) -> ApplicationError:
-    """Return a failure that ends the run."""
-    return ApplicationError(message, type=reason, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
+def final(reason: str, message: str, *details: Wire) -> ApplicationError:
+    """Return a failure that is not tried again; most end the run. The details are for the workflow."""
+    return ApplicationError(
+        message, *details, type=reason, non_retryable=True, category=ApplicationErrorCategory.BENIGN
+    )
 
 
 def interrupted(error: asyncio.CancelledError) -> BaseException:

@@ -23,6 +23,7 @@ from dalang_worker.mcp import McpConnectionLostError, McpTool, McpUnavailableErr
 from dalang_worker.mcp.content import failed
 from dalang_worker.mcp.servers import McpServers
 from dalang_worker.metrics import TOOL_CALL_TIME, TOOL_CALLS, measured
+from dalang_worker.runs import calling_run
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ class McpActivity:
     @activity.defn(name=contract.MCP_ACTIVITY)
     async def mcp(self, call: ToolCall) -> ToolOutcome:
         """Call one tool and return what it said, or what went wrong with it."""
-        run = contract.parse_workflow_id(activity.info().workflow_id or "")
-        key = contract.idempotency_key(run.suffix, call)
+        run = calling_run(call, activity.info())
+        key = contract.idempotency_key(run.uid, call)
         async with beating():
             try:
                 with measured(TOOL_CALLS, TOOL_CALL_TIME, call.tool):
@@ -45,7 +46,7 @@ class McpActivity:
             except asyncio.CancelledError as error:
                 raise interrupted(error) from None
             except _FailedError as error:
-                log.info("tool %s of MCP server %s failed", call.tool, call.server)
+                log.info("%s: tool %s of MCP server %s failed", run, call.tool, call.server)
                 return error.outcome
 
     async def _call(self, call: ToolCall, key: str) -> ToolOutcome:

@@ -7,14 +7,12 @@ recorded facts only.
 
 import asyncio
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from decimal import Decimal
 from typing import Any, cast
 
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache
 from dalang.tools import registered_tools
 from dalang_api import contract, output_schema, prices
 from dalang_api.contract import (
@@ -28,7 +26,6 @@ from dalang_api.contract import (
     ModelReply,
     ModelSnapshot,
     OpaquePart,
-    Retrying,
     Snapshot,
     TextPart,
     ToolCallPart,
@@ -36,52 +33,43 @@ from dalang_api.contract import (
 )
 from dalang_api.v1alpha1.conditions import Reason
 from temporalio import activity
-from temporalio.client import Client
-from temporalio.exceptions import ApplicationError, TemporalError
+from temporalio.exceptions import ApplicationError
 
-from dalang_worker import approvals, instructions, providers
-from dalang_worker.activities.failures import final, interrupted, retryable
-from dalang_worker.activities.heartbeat import beating
+from dalang_worker import approvals, instructions
+from dalang_worker.activities.failures import final, retryable
+from dalang_worker.activities.model_calls import ModelCalls, complete, cost_of, failure_of, price_unknown, tokens_for
 from dalang_worker.approvals import Circumstances, UnshowableError
-from dalang_worker.metrics import MODEL_CALL_TIME, MODEL_CALLS, TOKENS, measured
 from dalang_worker.providers import (
     EMBEDDERS,
     CallFailure,
-    Credentials,
     Embedder,
     Embedding,
     ModelAnswer,
     ModelCallError,
     ModelRequest,
-    Provider,
     RequestedCall,
-    TokenUsage,
     Verdict,
 )
 from dalang_worker.retrieval import RetrievalError, Retrievers
-from dalang_worker.secrets import SecretNotFoundError, read_key
+from dalang_worker.runs import CallingRun, RunKey, calling_run
 from dalang_worker.settings import WorkerSettings
 from dalang_worker.text import clean, cut
 from dalang_worker.tools.offer import NotHereError, Offers, Servers, make_offers
 from dalang_worker.tools.runner import ToolRunner
-from dalang_worker.transcripts import RunKey, Snapshots, Transcripts
 
 log = logging.getLogger(__name__)
 
-TELL_FROM_ATTEMPT = 3
-"""The attempt whose failure the run's condition first tells; earlier ones are the usual noise of networks."""
-TELL_LONG_WAIT_SECONDS = 5.0
-"""A longer wait that the endpoint asks for is told whatever the attempt."""
-LONGEST_WAIT_BEFORE_NEXT_SECONDS = 30.0
-"""Where another model of `fallbackModelRefs` comes next, an endpoint that asks for a longer wait is not waited for."""
-TELL_INTERVAL_SECONDS = 30.0
-"""A call's failures are told at most this often; each is a signal in the run's history."""
 TOOL_NAME_MAX_CHARS = 128
 LOOKED_UP_NOTHING = (
     "Documents should stand here, and they could not be looked up. Say so where the answer depends on them."
 )
 PASSAGES_MAX_BYTES = 16 * 1024 * 1024
 """The most that looked-up passages may take in memory; what is forgotten is looked up again."""
+
+
+PassagesKey = tuple[RunKey, str, str, str, int]
+"""Workflow, uid of the run, thread, retriever, and the place of the user's message in the thread: in a session, a message of
+another run takes the place of one whose run has failed."""
 
 
 @dataclass(frozen=True)
@@ -101,41 +89,23 @@ class Passages:
 class ModelActivity:
     """Makes model calls for every run of this worker."""
 
-    def __init__(self, client: Client, settings: WorkerSettings, runner: ToolRunner, servers: Servers) -> None:
-        self._client = client
+    def __init__(self, calls: ModelCalls, settings: WorkerSettings, runner: ToolRunner, servers: Servers) -> None:
+        self._calls = calls
         self._settings = settings
         self._runner = runner
         self._servers = servers
-        self._transcripts = Transcripts(client, settings.transcript_cache_mib * 1024 * 1024)
-        self._snapshots = Snapshots(client)
         self._retrievers = Retrievers(settings.retrievers, settings.secrets_path, self._embed)
-        self._passages: LRUCache[tuple[RunKey, str, str, int], Passages] = LRUCache(
-            PASSAGES_MAX_BYTES, getsizeof=Passages.size_bytes
-        )
-        self._providers: dict[str, Provider] = {}
-        self._told: TTLCache[tuple[str, str, str], None] = TTLCache(maxsize=10_000, ttl=TELL_INTERVAL_SECONDS)
+        self._passages: LRUCache[PassagesKey, Passages] = LRUCache(PASSAGES_MAX_BYTES, getsizeof=Passages.size_bytes)
 
     @activity.defn(name=contract.MODEL_ACTIVITY)
     async def model(self, call: ModelCall) -> ModelReply:
         """Make one model call and return the reply with a verdict on each tool call it asks for."""
-        async with beating():
-            try:
-                return await self._complete(call)
-            except ApplicationError as error:
-                await self._tell(error, call.thread)
-                raise
-            except asyncio.CancelledError as error:
-                raise interrupted(error) from None
-            except Exception as error:  # a bug here; without this the run would say Running until its timeout
-                log.exception("%s: model call failed", activity.info().workflow_id)
-                told = retryable(Reason.MODEL_RETRYING, f"{type(error).__name__} in the worker; see its log")
-                await self._tell(told, call.thread)
-                raise told from None
+        async with self._calls.guarded(call):
+            return await self._complete(call)
 
     async def _complete(self, call: ModelCall) -> ModelReply:
-        info = activity.info()
-        run = (info.workflow_id or "", info.workflow_run_id or "")
-        snapshot = await self._snapshots.get(run, call.snapshot)
+        run = calling_run(call, activity.info())
+        snapshot = await self._calls.snapshots.get(run.workflow, call.snapshot)
         agent = snapshot.agent(call.agent)
         model = snapshot.model(call.model or agent.model)
         await _check_schema(agent)
@@ -143,16 +113,16 @@ class ModelActivity:
         most = cap[0] if cap else None
         circumstances = circumstances_of(agent, call, run, self._settings.approvals)
         offers = await self._offers(agent, snapshot, circumstances)
-        messages = await self._transcripts.messages(run, call)
+        messages = await self._calls.transcripts.messages(run.workflow, call)
         passages = await self._look_up(run, call, agent, messages, snapshot)
-        provider = await self._provider(model.provider)
+        provider = await self._calls.provider(model.provider)
         takes_schema = agent.output_schema is not None and provider.takes_schema(model, agent.output_schema)
         wanted = agent.max_output_tokens or model.max_output_tokens
         request = ModelRequest(
             model=model,
-            credentials=self._credentials_or_wait(model),
+            credentials=self._calls.credentials_or_wait(model),
             instructions=instructions.compose(
-                await instructions.render(agent, call, contract.parse_workflow_id(run[0]), self._runner),
+                await instructions.render(agent, call, run, self._runner),
                 notes=[*offers.missing, *([LOOKED_UP_NOTHING] if passages.failure else [])],
                 passages=passages.text,
                 schema=None if takes_schema else agent.output_schema,
@@ -165,7 +135,10 @@ class ModelActivity:
             temperature=_temperature(agent, model),
             max_output_tokens=min((limit for limit in (wanted, most) if limit is not None), default=None),
         )
-        answer = await _call(provider, request, has_next=bool(call.has_next))
+        try:
+            answer = await complete(provider, request)
+        except ModelCallError as error:
+            raise failure_of(error, has_next=bool(call.has_next)) from None
         blame = cap[1] if cap and (wanted is None or cap[0] < wanted) else None
         try:
             # Away from the worker's loop: a large schema takes a while, and so do policies of approval.
@@ -173,10 +146,10 @@ class ModelActivity:
         except ApplicationError:
             raise
         except Exception as error:  # a bug here; the call is paid for, and must not be made again
-            log.exception("%s: the model's answer could not be read", run[0])
+            log.exception("%s: the model's answer could not be read", run)
             words = f"{type(error).__name__} in the worker while reading the model's answer; see its log"
             raise final(Reason.MODEL_FAILED, words) from None
-        self._transcripts.said(run, call.thread, reply.message)
+        self._calls.transcripts.said(run.workflow, call.thread, reply.message)
         self._paid_for(run, call, agent, messages)
         return _with_passages(reply, passages)
 
@@ -186,27 +159,8 @@ class ModelActivity:
         except NotHereError as error:
             raise retryable(error.reason, str(error)) from None
 
-    def _credentials(self, model: ModelSnapshot) -> Credentials:
-        """Return how calls of a model prove who they are.
-
-        Raises:
-            SecretNotFoundError: This pod does not have the key or the token, or not yet.
-        """
-        if model.identity is None:
-            return Credentials(read_key(self._settings.secrets_path, model.api_key) if model.api_key else None)
-        token = self._settings.identity_path / contract.identity_folder(model.identity.audience) / "token"
-        if not token.is_file():
-            raise SecretNotFoundError(f"The pod has no token for audience {model.identity.audience!r} of {model.name}")
-        return Credentials(identity_token=token)
-
-    def _credentials_or_wait(self, model: ModelSnapshot) -> Credentials:
-        try:
-            return self._credentials(model)
-        except SecretNotFoundError as error:
-            raise retryable(Reason.SECRET_NOT_FOUND, str(error)) from None
-
     async def _look_up(
-        self, run: RunKey, call: ModelCall, agent: AgentSnapshot, messages: list[Message], snapshot: Snapshot
+        self, run: CallingRun, call: ModelCall, agent: AgentSnapshot, messages: list[Message], snapshot: Snapshot
     ) -> Passages:
         """Look the user's last message up, once however many turns it takes to answer."""
         place = _last_of_user(messages)
@@ -215,24 +169,24 @@ class ModelActivity:
         if not self._retrievers.has(agent.retriever):
             words = f"This worker's pool has no retriever {agent.retriever}, or not yet"
             raise retryable(Reason.RETRIEVER_NOT_FOUND, words)
-        key = (run, call.thread, agent.retriever, place)
+        key = (run.workflow, run.uid, call.thread, agent.retriever, place)
         if (known := self._passages.get(key)) is not None:
             return known
         try:
             found = await self._retrievers.retrieve(agent.retriever, messages[place].text(), snapshot)
         except RetrievalError as error:
-            log.warning("%s: nothing could be looked up: %s", run[0], error)
+            log.warning("%s: nothing could be looked up: %s", run, error)
             return Passages(failure=str(error))
         settings = next(one for one in self._settings.retrievers if one.name == agent.retriever)
-        cost = _cost(found.model, found.usage, settings.embedding_name)
+        cost = cost_of(found.model, found.usage, settings.embedding_name)
         if cost is None and call.max_cost_usd is not None:
-            raise _price_unknown(found.model, settings.embedding_name or found.model.model)
+            raise price_unknown(found.model, settings.embedding_name or found.model.model)
         self._passages[key] = Passages(found.text, None, found.usage.input_tokens, cost)
         return self._passages[key]
 
-    def _paid_for(self, run: RunKey, call: ModelCall, agent: AgentSnapshot, messages: list[Message]) -> None:
+    def _paid_for(self, run: CallingRun, call: ModelCall, agent: AgentSnapshot, messages: list[Message]) -> None:
         """A reply has carried what the passages cost; the next one that uses them is not to carry it again."""
-        key = (run, call.thread, agent.retriever or "", _last_of_user(messages) or 0)
+        key = (run.workflow, run.uid, call.thread, agent.retriever or "", _last_of_user(messages) or 0)
         if (known := self._passages.get(key)) is not None:
             self._passages[key] = Passages(known.text)
 
@@ -241,67 +195,23 @@ class ModelActivity:
             failure = CallFailure(Verdict.FINAL, Reason.MODEL_FAILED)
             words = f"AgentModel {model.name} has provider {model.provider}, which has no embeddings; name one of"
             raise ModelCallError(failure, f"{words} {' or '.join(EMBEDDERS)}")
-        provider = cast(Embedder, await self._provider(model.provider))
-        return await provider.embed(model, self._credentials(model), name, text)
-
-    async def _provider(self, name: str) -> Provider:
-        if name not in self._providers:
-            loaded = await providers.load(name)
-            if self._providers.setdefault(name, loaded) is not loaded:
-                await loaded.close()
-        return self._providers[name]
+        provider = cast(Embedder, await self._calls.provider(model.provider))
+        return await provider.embed(model, self._calls.credentials(model), name, text)
 
     async def close(self) -> None:
-        """Close the connections to models and retrievers."""
+        """Close the connections to retrievers."""
         await self._retrievers.close()
-        for provider in self._providers.values():
-            await provider.close()
-
-    async def _tell(self, error: ApplicationError, thread: str) -> None:
-        """Signal the run's workflow that this call fails; a workflow cannot see its activities' attempts."""
-        info = activity.info()
-        log.warning("%s: model call failed (attempt %d): %s", info.workflow_id, info.attempt, error.message)
-        call = (info.workflow_id or "", info.workflow_run_id or "", info.activity_id)
-        if error.non_retryable or call in self._told or not is_worth_telling(info.attempt, error.next_retry_delay):
-            return
-        self._told[call] = None
-        handle = self._client.get_workflow_handle(call[0], run_id=call[1])
-        reason = Reason.parse(error.type) or Reason.MODEL_RETRYING
-        retrying = Retrying(reason=reason, message=f"{error.message} (attempt {info.attempt})", thread=thread)
-        try:
-            await handle.signal(contract.RETRYING_SIGNAL, retrying)
-        except (TemporalError, TimeoutError) as unsent:
-            log.warning("%s could not be told of it: %s", info.workflow_id, unsent)
-
-
-def is_worth_telling(attempt: int, wait: timedelta | None) -> bool:
-    """Return whether the run should hear of this attempt: from the third on, or when the next is long in coming."""
-    return attempt >= TELL_FROM_ATTEMPT or (wait is not None and wait.total_seconds() > TELL_LONG_WAIT_SECONDS)
-
-
-async def _call(provider: Provider, request: ModelRequest, *, has_next: bool) -> ModelAnswer:
-    name = request.model.model
-    try:
-        with measured(MODEL_CALLS, MODEL_CALL_TIME, name):
-            answer = await provider.complete(request)
-    except ModelCallError as error:
-        # From None: Temporal records causes too, and the SDK's error holds the body, and that perhaps the key.
-        raise _application_error(error, has_next=has_next) from None
-    TOKENS.labels(name, "input").inc(answer.usage.input_tokens)
-    TOKENS.labels(name, "output").inc(answer.usage.output_tokens)
-    return answer
 
 
 # ── The request ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def circumstances_of(
-    agent: AgentSnapshot, call: ModelCall, run: RunKey, floors: Sequence[ApprovalFloor]
+    agent: AgentSnapshot, call: ModelCall, run: CallingRun, floors: Sequence[ApprovalFloor]
 ) -> Circumstances:
     """Return what policies of approval see. The workflow sends the context only where the agent reads it, and if not empty."""
-    target = contract.parse_workflow_id(run[0])
     context = (call.context or {}) if agent.reads_context() else None
-    return Circumstances(agent.name, target.name, target.namespace, context, floors)
+    return Circumstances(agent.name, run.name, run.namespace, context, floors)
 
 
 def tool_choice(agent: AgentSnapshot, messages: list[Message], offers: Offers) -> ToolChoice | None:
@@ -352,36 +262,11 @@ def answer_cap(call: ModelCall, model: ModelSnapshot) -> tuple[int, Failure] | N
         words = f"The answer was cut at what was left of limits.maxTokens: {call.max_output_tokens} tokens"
         caps.append((call.max_output_tokens, Failure(reason=Reason.TOKEN_BUDGET, message=words)))
     if call.max_cost_usd is not None:
-        million = _cost(model, TokenUsage(output_tokens=1_000_000))
-        if million is None:
-            raise _price_unknown(model, model.model)
-        if million:
+        most = tokens_for(model, call.max_cost_usd)
+        if most is not None:
             words = f"The answer was cut at what was left of limits.maxCostUSD: {call.max_cost_usd}"
-            most = max(int(Decimal(call.max_cost_usd) * 1_000_000 / million), 1)
             caps.append((most, Failure(reason=Reason.COST_BUDGET, message=words)))
     return min(caps, key=lambda cap: cap[0], default=None)
-
-
-def _price_unknown(model: ModelSnapshot, name: str) -> ApplicationError:
-    words = (
-        f"limits.maxCostUSD is set and the price of {name} (AgentModel {model.name}) is not known; limit by maxTokens"
-    )
-    return final(Reason.PRICE_UNKNOWN, words)
-
-
-def _cost(model: ModelSnapshot, usage: TokenUsage, name: str | None = None) -> Decimal | None:
-    base_url = model.base_url
-    if base_url is None and model.provider == "OpenAI":
-        base_url = os.environ.get("OPENAI_BASE_URL") or None  # as its SDK does
-    return prices.cost_usd(
-        model.provider,
-        name or model.model,
-        base_url,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cache_read_tokens=usage.cache_read_tokens,
-        cache_write_tokens=usage.cache_write_tokens,
-    )
 
 
 # ── The reply ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -418,7 +303,7 @@ def make_reply(
             if opaque_left >= 0:
                 parts.append(part)
         elif (index := len(verdicts)) <= contract.TURN_MAX_CALLS:
-            call_id = f"call_{call.turn}_{index}"
+            call_id = make_call_id(call, index)
             name, arguments = clean(part.tool)[:TOOL_NAME_MAX_CHARS], clean(part.arguments)
             fits = index < contract.TURN_MAX_CALLS
             size = len(arguments.encode())
@@ -441,7 +326,7 @@ def make_reply(
             needed = approvals.for_answer(agent, counts, offers.circumstances)
         except UnshowableError as error:
             structured, correction = None, f"The answer does not count: {error}. Answer again."
-    cost = _cost(model, answer.usage)
+    cost = cost_of(model, answer.usage)
     return ModelReply(
         message=message,
         calls=verdicts or None,
@@ -456,6 +341,12 @@ def make_reply(
         approval=needed,
         judged=True,
     )
+
+
+def make_call_id(call: ModelCall, index: int) -> str:
+    """Return our id of a turn's call, unique in its thread, as Anthropic demands: a session's runs share one."""
+    run = f"{call.run.uid[:8]}_" if call.run else ""
+    return f"call_{run}{call.turn}_{index}"
 
 
 def _judge_answer(
@@ -503,12 +394,3 @@ def _too_many(call_id: str, asked: int) -> CallVerdict:
     limit = contract.TURN_MAX_CALLS
     error = f"Not run: {asked} calls in one turn, of which the first {limit} were run. Ask again for the rest."
     return CallVerdict(call_id=call_id, error=error)
-
-
-def _application_error(error: ModelCallError, *, has_next: bool) -> ApplicationError:
-    wait = error.failure.after_seconds
-    if has_next and wait is not None and wait > LONGEST_WAIT_BEFORE_NEXT_SECONDS:
-        return final(Reason.MODEL_FAILED, f"{error} (asks to be called again in {wait:g} s)")
-    if error.failure.verdict is Verdict.FINAL:
-        return final(error.failure.reason, str(error))
-    return retryable(error.failure.reason, str(error), error.failure.after_seconds)

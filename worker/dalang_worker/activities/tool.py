@@ -30,6 +30,7 @@ from dalang_worker.approvals import (
     unknown_outcome,
 )
 from dalang_worker.metrics import TOOL_CALL_TIME, TOOL_CALLS, measured
+from dalang_worker.runs import CallingRun, calling_run
 from dalang_worker.text import cut
 from dalang_worker.tools.runner import ToolRaisedError, ToolRunner
 
@@ -72,7 +73,8 @@ class ToolActivity:
         except ArgumentsError as error:
             return _not_run(f"{CHANGED_DO_NOT_FIT} {error}" if call.approved_arguments is not None else str(error))
         info = activity.info()
-        arguments = function.with_context(arguments, context_of(call, str(info.workflow_id)))
+        run = calling_run(call, info)
+        arguments = function.with_context(arguments, context_of(call, run))
         async with beating():
             try:
                 with measured(TOOL_CALLS, TOOL_CALL_TIME, call.tool):
@@ -80,7 +82,7 @@ class ToolActivity:
             except asyncio.CancelledError as error:
                 raise interrupted(error) from None
             except ToolRaisedError as error:
-                log.info("tool %s raised %s (attempt %d)", call.tool, error, info.attempt)
+                log.info("%s: tool %s raised %s (attempt %d)", run, call.tool, error, info.attempt)
                 if may_try_again(function, call, error, info.attempt):
                     raise retryable(RETRYING, cut(str(error), contract.TOOL_OUTPUT_MAX_BYTES)) from None
                 return _failed(str(error))
@@ -97,15 +99,15 @@ RETRYING = "ToolRetrying"
 """Type of the failure of a tool that raised and is to be run again."""
 
 
-def context_of(call: ToolCall, workflow_id: str) -> Context:
+def context_of(call: ToolCall, run: CallingRun) -> Context:
     """Return what the tool is told of its run."""
-    run = contract.parse_workflow_id(workflow_id)
     return Context(
         variables=call.context or {},
-        idempotency_key=contract.idempotency_key(run.suffix, call),
+        idempotency_key=contract.idempotency_key(run.uid, call),
         run=run.name,
         namespace=run.namespace,
         agent=call.agent or "",
+        session=run.session,
     )
 
 

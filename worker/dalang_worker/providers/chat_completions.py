@@ -79,12 +79,19 @@ def _make_tool_choice(choice: ToolChoice) -> str | Json:
 
 
 def make_messages(instructions: str | None, messages: list[Message]) -> list[Json]:
-    """Return the conversation in Chat Completions form: one `tool` message per result, right after its calls."""
+    """Return the conversation in Chat Completions form: one `tool` message per result, right after its calls.
+
+    What the user says twice in a row, as after a summary, is one message: the chat templates of some open models refuse two
+    (https://github.com/vllm-project/vllm/issues/6862).
+    """
     made: list[Json] = []
     if instructions:
         made.append({"role": "system", "content": instructions})
     for message in messages:
-        made += _make_message(message)
+        if message.role == "user" and made and made[-1]["role"] == "user":
+            made[-1]["content"] += f"\n\n{message.text()}"
+        else:
+            made += _make_message(message)
     return made
 
 

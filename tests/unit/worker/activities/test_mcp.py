@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dalang_api.contract import McpServerSettings, SecretKey, ToolCall, ToolOutcome, idempotency_key
+from dalang_api.contract import McpServerSettings, RunIdentity, SecretKey, ToolCall, ToolOutcome, idempotency_key
 from dalang_worker.activities.mcp import McpActivity
 from dalang_worker.approvals import CHANGED_DO_NOT_FIT, CalledTool, unknown_outcome
 from dalang_worker.mcp.servers import McpServers
@@ -76,6 +76,12 @@ async def test_the_tool_is_called_under_the_runs_key(activity: McpActivity, envi
     outcome = await environment.run(activity.mcp, asked)
     assert json.loads(outcome.output)["key"] == idempotency_key(UID, asked)
     assert outcome.is_error is None
+
+
+async def test_in_a_session_the_key_is_the_runs_too(activity: McpActivity, environment: ActivityEnvironment) -> None:
+    asked = call("seen").model_copy(update={"run": RunIdentity(name="chat-2", uid="u-2")})
+    outcome = await environment.run(activity.mcp, asked)
+    assert json.loads(outcome.output)["key"] == idempotency_key("u-2", asked)
 
 
 async def test_calls_are_counted_by_how_they_ended(activity: McpActivity, environment: ActivityEnvironment) -> None:

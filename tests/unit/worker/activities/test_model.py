@@ -19,15 +19,18 @@ from dalang_api.contract import (
     ModelReply,
     ModelSnapshot,
     OpaquePart,
+    RunIdentity,
     TextPart,
     ToolCallPart,
     ToolChoice,
     ToolResultPart,
 )
 from dalang_worker.activities import model as model_activity
-from dalang_worker.activities.model import answer_cap, circumstances_of, is_worth_telling, tool_choice
+from dalang_worker.activities.model import answer_cap, circumstances_of, tool_choice
+from dalang_worker.activities.model_calls import is_worth_telling
 from dalang_worker.approvals import Circumstances
 from dalang_worker.providers import ModelAnswer, RequestedCall, TokenUsage
+from dalang_worker.runs import CallingRun
 from dalang_worker.tools.offer import ARGUMENTS_ERROR_MAX_BYTES, FunctionOffer, Offers
 from pydantic import AfterValidator
 from temporalio.exceptions import ApplicationError
@@ -94,6 +97,19 @@ def test_each_call_gets_an_id_of_ours_and_a_verdict(tools: Tools) -> None:
     reply = make_reply(CALL, AGENT, asked(fits, fits, text="Let me see."), tools)
     assert reply.message.parts == [TextPart(text="Let me see."), call(0), call(1)]
     assert reply.calls == [runs(0), runs(1)]
+
+
+def test_the_runs_of_a_session_share_no_ids(tools: Tools) -> None:
+    """Their calls stand in one thread, and Anthropic refuses an id that comes twice."""
+    runs_of_a_session = [RunIdentity(name=f"chat-{number}", uid=f"{number}14e45fc-ceea-467f") for number in (1, 2)]
+    replies = [
+        make_reply(CALL.model_copy(update={"run": run}), AGENT, asked(("weather", "{}")), tools)
+        for run in runs_of_a_session
+    ]
+    assert [part.call_id for reply in replies for part in reply.message.tool_calls()] == [
+        "call_114e45fc_3_0",
+        "call_214e45fc_3_0",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -426,7 +442,7 @@ def test_what_policies_see_of_the_run(
 ) -> None:
     floors = [ApprovalFloor(tools=["pay"])]
     call = CALL.model_copy(update={"context": sent})
-    found = circumstances_of(agent, call, ("dalang-0.shop.my.run.uid", "r"), floors)
+    found = circumstances_of(agent, call, CallingRun(("w", "e"), "shop", "my.run", "uid"), floors)
     assert found == Circumstances("support", "my.run", "shop", context, floors)
 
 

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 from dalang import Context, Handoff, ToolError, ToolFunction, ToolResult, tool
-from dalang_api.contract import CONTEXT_MAX_BYTES, TOOL_OUTPUT_MAX_BYTES, ToolCall, ToolOutcome, idempotency_key
+from dalang_api.contract import (
+    CONTEXT_MAX_BYTES,
+    TOOL_OUTPUT_MAX_BYTES,
+    RunIdentity,
+    ToolCall,
+    ToolOutcome,
+    idempotency_key,
+)
 from dalang_worker.activities.tool import ToolActivity, render, to_outcome
 from dalang_worker.approvals import CalledTool, unknown_outcome
 from dalang_worker.tools.runner import ToolRunner
@@ -232,8 +239,17 @@ class TestCall:
         assert outcome.output == (
             '{"context":{"variables":{"name":"Ada"},'
             f'"idempotency_key":"{idempotency_key("8f14e45f", asked)}",'
-            '"run":"refund-x7","namespace":"shop","agent":"support"},"said":"Hi Ada"}'
+            '"run":"refund-x7","namespace":"shop","agent":"support","session":null},"said":"Hi Ada"}'
         )
+
+    async def test_in_a_session_it_is_told_of_the_run_and_of_the_session(self, make_call: Callable[..., Any]) -> None:
+        @tool
+        def who(context: Context) -> list[str | None]:
+            return [context.idempotency_key, context.run, context.namespace, context.session]
+
+        asked = call("who", run=RunIdentity(name="chat-2", uid="u-2"))
+        outcome = await make_call(asked)
+        assert outcome.output == f'["{idempotency_key("u-2", asked)}","chat-2","shop","refund-x7"]'
 
     @pytest.mark.parametrize(
         ("options", "error", "attempt", "is_tried_again"),

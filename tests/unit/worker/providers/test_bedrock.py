@@ -7,6 +7,7 @@ import pytest
 from botocore.exceptions import ClientError, CredentialRetrievalError  # type: ignore[import-untyped]
 from dalang_api.contract import Message, ModelSnapshot, TextPart
 from dalang_api.v1alpha1.conditions import Reason
+from dalang_worker.conductor.memory import summary_message
 from dalang_worker.providers import (
     CallFailure,
     Credentials,
@@ -65,6 +66,13 @@ async def test_an_answer(provider: BedrockProvider, scripted: ScriptedModel) -> 
     assert recorded["path"].endswith("/invoke-with-response-stream")
     assert "model" not in recorded["body"]
     assert recorded["authorization"]
+
+
+async def test_a_question_after_a_summary(provider: BedrockProvider, scripted: ScriptedModel) -> None:
+    await scripted.script(MODEL, {"text": "No."})
+    asked = request(f"{scripted.url}/bedrock")
+    asked.messages.insert(0, summary_message("Ada lives in Kuta."))
+    assert (await provider.complete(asked)).parts == [TextPart(text="No.")]
 
 
 @pytest.mark.parametrize(

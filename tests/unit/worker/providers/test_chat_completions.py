@@ -16,6 +16,7 @@ from dalang_api.contract import (
     ToolResultPart,
 )
 from dalang_api.v1alpha1.conditions import Reason
+from dalang_worker.conductor.memory import summary_message
 from dalang_worker.providers import Credentials, ModelAnswer, ModelRequest, RequestedCall, TokenUsage, ToolSpec
 from dalang_worker.providers.chat_completions import make_messages, make_request, read_completion, read_error
 from openai.types.chat.chat_completion import Choice
@@ -122,6 +123,7 @@ class TestRequest:
             pytest.param([USER, said(CALL, OTHER), RESULTS], id="tool calls"),
             pytest.param([USER, said(TextPart(text="Let me see."), CALL, OTHER), RESULTS], id="words and tool calls"),
             pytest.param([USER, said(TextPart(text=""))], id="an empty answer"),
+            pytest.param([USER, USER, said(TextPart(text="No."))], id="a summary, then a question"),
             pytest.param([USER, said(THOUGHT, TextPart(text="No."))], id="a thought of another provider"),
         ],
     )
@@ -204,6 +206,19 @@ class TestRequest:
             },
             {"role": "tool", "tool_call_id": "call_1_0", "content": "sunny"},
             {"role": "tool", "tool_call_id": "call_1_1", "content": "no"},
+        ]
+
+    def test_what_the_user_says_after_a_summary_is_joined_to_it(self) -> None:
+        """Chat templates such as Gemma's and Mistral's refuse two messages of the user in a row."""
+        summary = summary_message("Ada lives in Kuta.")
+        assert make_messages("Be brief.", [summary, USER, said(TextPart(text="No.")), USER]) == [
+            {"role": "system", "content": "Be brief."},
+            {
+                "role": "user",
+                "content": "Summary of the conversation so far:\nAda lives in Kuta.\n\nWill it rain?",
+            },
+            {"role": "assistant", "content": "No."},
+            {"role": "user", "content": "Will it rain?"},
         ]
 
     def test_calls_without_words_have_no_content(self) -> None:

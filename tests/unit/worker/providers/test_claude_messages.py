@@ -22,6 +22,7 @@ from dalang_api.contract import (
 )
 from dalang_api.v1alpha1.conditions import Reason
 from dalang_cli.dev.scripted_anthropic_rules import check_messages
+from dalang_worker.conductor.memory import summary_message
 from dalang_worker.providers import Credentials, ModelAnswer, ModelRequest, RequestedCall, TokenUsage, ToolSpec
 from dalang_worker.providers.claude_messages import (
     BEGINNING,
@@ -85,6 +86,18 @@ CONVERSATIONS = [
             {"role": "user", "content": [text("In Ubud.")]},
         ],
         id="a conversation",
+    ),
+    pytest.param(
+        [summary_message("Ada lives in Kuta."), user(), said(TextPart(text="No."))],
+        [
+            {
+                "role": "user",
+                "content": [text("Summary of the conversation so far:\nAda lives in Kuta."), text("Will it rain?")],
+            },
+            {"role": "assistant", "content": [text("No.")]},
+            {"role": "user", "content": [text("Continue.")]},
+        ],
+        id="a summary, then a question",
     ),
     pytest.param(
         [user(), said(TextPart(text="Let me see."), CALL, OTHER), results(RESULT, OTHER_RESULT)],
