@@ -18,6 +18,8 @@ from temporalio.client import Client
 from bench import bare
 from bench.cluster import Cluster, connect
 from bench.processes import ControlPlane, bare_worker, control_plane
+from bench.session import MODEL as SESSION_MODEL
+from bench.session import session
 from bench.turns import turns
 
 CONCURRENCY = 100
@@ -25,7 +27,7 @@ TURNS = (10, 40, 100)
 TURN_BYTES = 1024
 ASKING_MODEL = "bench-0-turns-1-bytes-64"
 DECIDED = 100
-PARTS = ("turns", "throughput", "alone", "history", "burst", "memory", "approvals")
+PARTS = ("turns", "throughput", "alone", "history", "burst", "memory", "approvals", "session")
 
 _names = (f"r{number}" for number in itertools.count())
 
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("--finished", type=int, default=10_000, help="finished runs of the memory figure (10000)")
     parser.add_argument("--live", type=int, default=1000, help="live runs of the memory figure (1000)")
     parser.add_argument("--waiting", type=int, default=10_000, help="runs that await approval (10000)")
+    parser.add_argument("--exchanges", type=int, default=1000, help="runs of the one session (1000)")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="parts to run")
     parser.add_argument("--output", type=Path, default=Path("bench/results.json"))
     arguments = parser.parse_args()
@@ -52,7 +55,7 @@ async def run_parts(plane: ControlPlane, arguments: argparse.Namespace) -> dict[
     results: dict[str, Any] = {"cpus": os.cpu_count(), "runs": arguments.runs, "concurrency": CONCURRENCY}
     temporal = await Client.connect(os.environ["TEMPORAL_ADDRESS"], data_converter=process.data_converter())
     models = ["bench-0", "bench-500", "bench-3600000"]
-    models.append(ASKING_MODEL)
+    models += [ASKING_MODEL, SESSION_MODEL]
     models += [f"bench-0-turns-{turns}-bytes-{TURN_BYTES}" for turns in TURNS]
     async with connect() as cluster:
         await cluster.prepare(os.environ["DALANG_MODEL_URL"], models)
@@ -66,6 +69,7 @@ async def run_parts(plane: ControlPlane, arguments: argparse.Namespace) -> dict[
             "burst": lambda: burst(plane, cluster, temporal, arguments.burst),
             "memory": lambda: memory(plane, cluster, arguments.finished, arguments.live),
             "approvals": lambda: approvals(plane, cluster, arguments.waiting),
+            "session": lambda: session(plane, cluster, temporal, arguments.exchanges),
         }
         for name in arguments.only:
             print(f"\n── {name}")

@@ -124,6 +124,11 @@ class Cluster:
         created = await self._objects.create_namespaced_custom_object(GROUP, VERSION, NAMESPACE, plural, whole)
         return cast(dict[str, Any], created)
 
+    async def get(self, plural: str, name: str) -> dict[str, Any]:
+        """Read an object."""
+        found = await self._objects.get_namespaced_custom_object(GROUP, VERSION, NAMESPACE, plural, name)
+        return cast(dict[str, Any], found)
+
     async def create_run(self, name: str, agent: str) -> dict[str, Any]:
         """Create an AgentRun."""
         spec = {"agentRef": {"name": agent}, "input": "hi"}

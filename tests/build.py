@@ -120,6 +120,65 @@ def approval(
     }
 
 
+def session(name: str = "chat", *, metadata: Json | None = None, status: Json | None = None, **spec: Any) -> Json:
+    """An AgentSession as it was applied."""
+    born = {"observedGeneration": -1, "conditions": pending_conditions("Ready")}
+    return {
+        "kind": "AgentSession",
+        "metadata": meta(name, **(metadata or {})),
+        "spec": {"agentRef": {"name": "helper"}, **spec},
+        "status": born if status is None else status,
+    }
+
+
+def open_session(name: str = "chat", *, seq: int = 1, metadata: Json | None = None, **spec: Any) -> Json:
+    """A session whose workflow was started an hour ago."""
+    status = {
+        "observedGeneration": 1,
+        "conditions": [condition("Ready", "True", "Active", "The conversation goes on with the next run")],
+        "agent": "helper",
+        "startedAt": LONG_AGO,
+        "workflow": {
+            "id": f"{INSTALLATION}.shop.{name}.uid-{name}",
+            "runId": "run-1",
+            "taskQueue": f"{INSTALLATION}.shop.default",
+            "reportSeq": seq,
+        },
+    }
+    return session(name, metadata=metadata, status=status, **spec)
+
+
+def exchange(name: str = "r1", *, session: str = "chat", **more: Any) -> Json:
+    """A run of a session that was not sent to it yet."""
+    return _in_session(run(name, **more), session)
+
+
+def sent_exchange(name: str = "r1", *, session: str = "chat", phase: str = "Running", **more: Any) -> Json:
+    """A run that was sent to its session; `phase="Pending"`: it is queued there."""
+    obj = _in_session(started_run(name, **more), session)
+    workflow = obj["status"]["workflow"] | {"id": f"{INSTALLATION}.shop.{session}.uid-{session}"}
+    obj["status"] |= {"phase": phase, "workflow": workflow}
+    if phase == "Pending":
+        del obj["status"]["startedAt"], obj["status"]["agent"]
+    return obj
+
+
+def _in_session(obj: Json, name: str) -> Json:
+    task = {key: value for key, value in obj["spec"].items() if key != "agentRef"}
+    return {**obj, "spec": {**task, "sessionRef": {"name": name}}}
+
+
+def schedule(name: str = "nightly", *, metadata: Json | None = None, status: Json | None = None, **spec: Any) -> Json:
+    """An AgentSchedule as it was applied: every day at nine, unless `schedule` says otherwise."""
+    born = {"observedGeneration": -1, "conditions": pending_conditions("Ready")}
+    template = {"spec": {"agentRef": {"name": "helper"}, "input": "Look after it."}}
+    return {
+        "metadata": meta(name, **(metadata or {})),
+        "spec": {"schedule": {"cron": ["0 9 * * *"]}, "runTemplate": template, **spec},
+        "status": born if status is None else status,
+    }
+
+
 def agent(name: str = "helper", *, model: str = "gpt", metadata: Json | None = None, **spec: Any) -> Json:
     return {"kind": "Agent", "metadata": meta(name, **(metadata or {})), "spec": {"modelRef": {"name": model}, **spec}}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from dalang_api import crdgen
-from dalang_api.v1alpha1 import Agent, AgentApproval, AgentModel, AgentPool, AgentRun
+from dalang_api.v1alpha1 import Agent, AgentApproval, AgentModel, AgentPool, AgentRun, AgentSchedule, AgentSession
 from dalang_api.v1alpha1.schema import Resource
 
 if TYPE_CHECKING:
@@ -141,6 +141,14 @@ TRANSPORTS = {"streamableHTTP": "headers", "sse": "headers", "stdio": "env"}
 """Each with its list of named values."""
 
 
+TASK = "runTemplate.spec"
+TIMES_THAT_FIT = {
+    "schedule.cron[0]": "0 9 * * 1-5",
+    "schedule.intervals[0].every": "8m",
+    "schedule.endAt": TIMES[1],
+}
+
+
 def pool_variant(transport: str, excluded_source: str, excluded_place: str) -> Variant:
     """Return a pool whose MCP server has that transport."""
     others = [f"{SERVER}.{other}" for other in TRANSPORTS if other != transport]
@@ -180,7 +188,12 @@ VARIANTS: Mapping[type[Resource], Mapping[str, Variant]] = {
             f"{FIRST}.function {FIRST}.mcp instructions instructionsFrom.configMapKeyRef toolChoice.tool", OTHER_MODEL
         ),
     },
-    AgentRun: {"input": Variant("messages"), "messages": Variant("input")},
+    AgentRun: {"input": Variant("messages sessionRef"), "messages": Variant("input agentRef")},
+    AgentSession: {"a session": Variant()},
+    AgentSchedule: {
+        "input": Variant(f"{TASK}.messages {TASK}.sessionRef", TIMES_THAT_FIT),
+        "messages": Variant(f"{TASK}.input {TASK}.agentRef", TIMES_THAT_FIT),
+    },
     AgentApproval: {
         "undecided": Variant("decision reason override decidedBy"),
         "decided": Variant("", {"decision": "Approve", "decidedBy": "dalang-dev-admin"}),
@@ -338,8 +351,9 @@ def changes() -> Iterator[tuple[str, str, Change]]:
 
 
 def possible(change: Change) -> bool:
-    """Whether both specs are valid by themselves: one with neither or with both tasks never gets that far."""
-    return all(("input" in spec) != ("messages" in spec) for spec in change)
+    """Whether both specs are valid by themselves: one with neither or with both of a pair never gets that far."""
+    pairs = (("input", "messages"), ("agentRef", "sessionRef"))
+    return all((one in spec) != (other in spec) for spec in change for one, other in pairs)
 
 
 @pytest.mark.parametrize(

@@ -112,3 +112,36 @@ def test_pizza(machine: Any) -> None:
     assert "the oven is small" in status["messages"][2]["content"]
     assert status_of(machine, "pizza-for-two")["output"].endswith("Order pizza-for-two: 2 × Margherita.")
     assert "You know the menu" in status_of(machine, "pizza-question")["output"]
+
+
+def test_support_chat(machine: Any) -> None:
+    walk(machine, "support-chat")
+    first, third = status_of(machine, "ada-1"), status_of(machine, "ada-3")
+    assert [agent["name"] for agent in first["agents"]] == ["chat-support", "chat-returns"]
+    assert said(third)[-3:] == [
+        ("Assistant", "chat-support"),
+        ("Tool", "transfer_to_chat_returns"),
+        ("Assistant", "chat-returns"),
+    ]
+    (returns,) = {each.strip() for each in machine.instructions("within 30 days and unworn")}
+    assert returns.startswith("You take order 42 back")
+    session = machine.get("agentsession", "ada")["status"]
+    assert session["runs"] == 4
+    assert session["lastRun"]["name"] == "ada-4"
+    assert len(machine.instructions("You keep the memory of a conversation")) > 0
+
+
+def test_nightly_report(machine: Any) -> None:
+    walk(machine, "nightly-report")
+    schedule = machine.get("agentschedule", "nightly-report")
+    assert len(schedule["status"]["recentRuns"]) == 5
+    assert schedule["status"]["backfill"] == schedule["metadata"]["annotations"]["dalang.dev/backfill"]
+
+
+def test_watchdog(machine: Any) -> None:
+    try:
+        walk(machine, "watchdog")
+    finally:
+        Path("/tmp/dalang-watchdog").unlink(missing_ok=True)
+    status = machine.get("agentschedule", "watchdog")["status"]
+    assert "activeRuns" not in status or status["activeRuns"] == []

@@ -34,7 +34,7 @@ Value = TypeVar("Value")
 KINDS = {
     **{
         kind: (API_VERSION, f"{kind.lower()}s")
-        for kind in ("Agent", "AgentApproval", "AgentModel", "AgentPool", "AgentRun")
+        for kind in ("Agent", "AgentApproval", "AgentModel", "AgentPool", "AgentRun", "AgentSchedule", "AgentSession")
     },
     **{kind: ("v1", f"{kind.lower()}s") for kind in ("ConfigMap", "Event", "Namespace", "Pod", "Secret")},
     "Deployment": ("apps/v1", "deployments"),

@@ -1,4 +1,4 @@
-"""Who may write Agents, AgentRuns and ConfigMaps, and nothing else, reads no Secret and starts no process by it.
+"""Who may write Agents, their runs, sessions and schedules, and ConfigMaps, reads no Secret and starts no process by it.
 
 The author's rights are real ones: a Role, bound to a ServiceAccount that kubectl impersonates. Only what stands in
 AgentModels and AgentPools can name a Secret, an address or a command, and those he may not write.
@@ -55,8 +55,9 @@ class Author:
         return self.shop.adopt(name)
 
 
+AUTHORS = ["agents", "agentruns", "agentsessions", "agentschedules"]
 ROLE = [
-    {"apiGroups": ["dalang.dev"], "resources": ["agents", "agentruns"], "verbs": ["create", "patch"]},
+    {"apiGroups": ["dalang.dev"], "resources": AUTHORS, "verbs": ["create", "patch"]},
     {"apiGroups": ["dalang.dev"], "resources": ["agentmodels", "agentpools"], "verbs": ["get"]},
     {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]},
 ]
@@ -163,6 +164,38 @@ def test_fields_of_the_platforms_in_an_agent_are_refused_or_dropped(author: Auth
     author.kubectl("create", "--validate=ignore", "-f", "-", stdin=json.dumps(body))
     stored = author.shop.get("Agent", "smuggler")["spec"]
     assert stored == {"modelRef": {"name": "model"}, "instructionsFrom": {"function": {"name": "f"}}}
+
+
+TASK = {"agentRef": {"name": "nobody"}, "input": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "unknown", "stored"),
+    [
+        pytest.param(
+            "AgentSession",
+            {"agentRef": {"name": "nobody"}, **SMUGGLED, "summary": {"auth": SMUGGLED["auth"]}},
+            ["auth", "openAI", "mcpServers", "env", "instructionsFrom", "summary.auth"],
+            {"agentRef": {"name": "nobody"}, "summary": {}},
+            id="an AgentSession",
+        ),
+        pytest.param(
+            "AgentSchedule",
+            {"schedule": {"cron": ["@yearly"]}, "runTemplate": {"spec": {**TASK, **SMUGGLED}}, "suspend": True},
+            [f"runTemplate.spec.{field}" for field in SMUGGLED],
+            {"schedule": {"cron": ["@yearly"]}, "runTemplate": {"spec": TASK}, "suspend": True},
+            id="an AgentSchedule",
+        ),
+    ],
+)
+def test_fields_of_the_platforms_are_refused_or_dropped_in(
+    author: Author, kind: str, spec: Object, unknown: list[str], stored: Object
+) -> None:
+    body = json.dumps({"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": "smuggler"}, "spec": spec})
+    said = author.kubectl("create", "-f", "-", stdin=body)
+    assert [field for field in unknown if f'unknown field "spec.{field}"' not in said] == []
+    author.kubectl("create", "--validate=ignore", "-f", "-", stdin=body)
+    assert author.shop.get(kind, "smuggler")["spec"] == stored
 
 
 # ── What his Agents may name ───────────────────────────────────────────────────────────────────────────────────────

@@ -265,6 +265,8 @@ def test_generating_twice_gives_the_same() -> None:
         "AgentModel",
         "AgentPool",
         "AgentRun",
+        "AgentSchedule",
+        "AgentSession",
     ]
 
 

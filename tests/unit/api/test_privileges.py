@@ -1,6 +1,6 @@
-"""Who may write Agents and AgentRuns, but neither AgentModels nor AgentPools, names no Secret, no address and no command.
+"""Who may write Agents and their runs, sessions and schedules, but neither AgentModels nor AgentPools, names no Secret.
 
-So whatever a field of theirs is called, it must not be one through which a Secret gets to a server of the author's own, or
+Nor an address or a command. So whatever a field of theirs is called, it must not be one through which a Secret gets to a server of the author's own, or
 a process is started. The words are looked for in every field's name; a field that has one all the same stands in ALLOWED,
 with the reason.
 """
@@ -16,7 +16,7 @@ import yaml
 Schema = dict[str, Any]
 
 CRDS = Path(__file__).parents[3] / "crds"
-AUTHORS = ("agents", "agentruns")
+AUTHORS = ("agents", "agentruns", "agentsessions", "agentschedules")
 """Kinds that authors write."""
 PLATFORMS = ("agentmodels", "agentpools")
 """Kinds that hold credentials and code."""
@@ -39,6 +39,8 @@ ALLOWED = {
         ".spec.tools[].mcp.server": "the name of one of the pool's servers; no address fits its pattern",
     },
     "agentruns": {},
+    "agentsessions": {},
+    "agentschedules": {".spec.runTemplate": "of an AgentRun: its spec has an author's fields only"},
 }
 """Fields of a spec that have such a word and are harmless, each with why."""
 
@@ -51,13 +53,21 @@ REFERENCES = {
         ".spec.poolRef",
         ".spec.tools[].agentRef",
     },
-    "agentruns": {".spec.agentRef"},
+    "agentruns": {".spec.agentRef", ".spec.sessionRef"},
+    "agentsessions": {".spec.agentRef", ".spec.summary.modelRef"},
+    "agentschedules": {".spec.runTemplate.spec.agentRef", ".spec.runTemplate.spec.sessionRef"},
 }
 """All that a spec refers to: by name, in its own namespace."""
 
 FREE = {
     "agents": {".spec.output.schema"},
     "agentruns": {".spec.context"},
+    "agentsessions": {".spec.context"},
+    "agentschedules": {
+        ".spec.runTemplate.metadata.annotations",
+        ".spec.runTemplate.metadata.labels",
+        ".spec.runTemplate.spec.context",
+    },
 }
 """Objects whose fields are the author's own."""
 

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from dalang_api.contract import AgentVersion, ApprovalEnd, ApprovalRequest, RunReport
+from dalang_api.contract import AgentVersion, ApprovalEnd, ApprovalRequest, RunReport, SessionReport
 from dalang_api.crdgen import KINDS
 from dalang_api.v1alpha1.agentapproval import AgentApprovalStatus
 from dalang_api.v1alpha1.conditions import ConditionType, Phase, Reason
@@ -24,6 +24,15 @@ from dalang_operator.kinds.agentrun.status import (
     stalled_status,
     waiting_status,
 )
+from dalang_operator.kinds.agentschedule.desired import FAILURE_NOTE, ScheduleView
+from dalang_operator.kinds.agentschedule.status import failed_status, refused_status, settled_status
+from dalang_operator.kinds.agentsession.status import (
+    active_status,
+    lost_status,
+    observed_status,
+    session_status,
+    unready_status,
+)
 from dalang_operator.kube.resources import Json, ObjectKey
 from lupa.lua51 import LuaError, LuaRuntime, lua_type
 
@@ -38,8 +47,11 @@ from tests.build import (
     condition,
     known,
     model,
+    open_session,
     pool,
     run,
+    schedule,
+    session,
     started_run,
 )
 
@@ -124,6 +136,8 @@ def new_objects() -> dict[str, Json]:
         "AgentModel": model(),
         "AgentPool": pool(),
         "AgentRun": run(),
+        "AgentSession": session(),
+        "AgentSchedule": schedule(),
     }
 
 
@@ -227,7 +241,7 @@ def test_agent_pool(obj: Json, status: str, reason: Reason) -> None:
     assert_ready_kind("AgentPool", obj, status, reason)
 
 
-@pytest.mark.parametrize("kind", ["Agent", "AgentModel", "AgentPool"])
+@pytest.mark.parametrize("kind", ["Agent", "AgentModel", "AgentPool", "AgentSession", "AgentSchedule"])
 @pytest.mark.parametrize(
     ("ready", "reason", "expected"),
     [
@@ -248,6 +262,113 @@ def assert_ready_kind(kind: str, obj: Json, status: str, reason: Reason) -> None
     assert health(kind, obj) == (status, f"{reason}: {ready['message']}")
     edited = {**obj, "metadata": {**obj["metadata"], "generation": 2}}
     assert health(kind, edited) == ("Progressing", "Waiting for the controller"), "what it said is of an older one"
+
+
+# ── AgentSession, AgentSchedule ────────────────────────────────────────────────────────────────────────────────────
+
+STARTED_SESSION = with_status(session(), observed_status(session(), active_status(session(), None, NOW)))
+END = "spec.closed is set"
+
+
+def ended_session() -> Json:
+    report = SessionReport(
+        seq=9, run_id="r", task_queue="q", agent="helper", started_at=LONG_AGO, closed_at=LONG_AGO, closed_message=END
+    )
+    return with_status(open_session(), session_status(report, open_session(), "wf", NOW))
+
+
+def unready_session(reason: Reason) -> Json:
+    return with_status(session(), unready_status(session(), reason, "so it is", NOW))
+
+
+@pytest.mark.parametrize(
+    ("obj", "status", "message"),
+    [
+        pytest.param(
+            STARTED_SESSION, "Healthy", "Active: The conversation goes on with the next run", id="it takes runs"
+        ),
+        pytest.param(ended_session(), "Healthy", f"Closed: {END}", id="it has ended as it should"),
+        pytest.param(
+            with_status(session(), lost_status(open_session(), "It is gone.", NOW)),
+            "Degraded",
+            "SessionLost: It is gone.",
+            id="its workflow is gone",
+        ),
+        pytest.param(
+            unready_session(Reason.AGENT_NOT_FOUND), "Degraded", "AgentNotFound: so it is", id="no agent, and not begun"
+        ),
+        pytest.param(
+            unready_session(Reason.START_FAILED), "Progressing", "StartFailed: so it is", id="Temporal is away"
+        ),
+    ],
+)
+def test_agent_session(obj: Json, status: str, message: str) -> None:
+    assert health("AgentSession", obj) == (status, message)
+
+
+def test_a_session_whose_workflow_fails_is_degraded_though_it_is_ready() -> None:
+    failing = with_status(open_session(), active_status(open_session(), "KeyError", NOW))
+    status, message = health("AgentSession", failing)
+    assert status == "Degraded"
+    assert message.startswith(f"{Reason.WORKFLOW_TASK_FAILING}: ")
+    assert "KeyError" in message
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        pytest.param(STARTED_SESSION, "Progressing", id="active: the workflow has yet to be told"),
+        pytest.param(unready_session(Reason.AGENT_NOT_FOUND), "Progressing", id="no agent: is it the same one?"),
+        pytest.param(ended_session(), "Healthy", id="closed: nobody is told any more"),
+        pytest.param(
+            with_status(session(), lost_status(open_session(), "It is gone.", NOW)),
+            "Degraded",
+            id="lost: nobody is there to be told",
+        ),
+    ],
+)
+def test_a_session_that_was_edited(before: Json, expected: str) -> None:
+    assert health("AgentSession", {**before, "metadata": {**before["metadata"], "generation": 2}})[0] == expected
+
+
+def settled_schedule(*, paused_since: str | None = None, **spec: Any) -> Json:
+    """A schedule that Temporal has."""
+    obj = schedule(**spec)
+    is_paused = paused_since is not None or bool(spec.get("suspend"))
+    view = ScheduleView("sha256:0", b"", is_paused, paused_since or "", (NOW + timedelta(hours=1),))
+    status = settled_status(obj, view, schedule_id="s", active=(), finished=None, orders={}, problem=None, now=NOW)
+    return with_status(obj, status)
+
+
+def refused_schedule(reason: Reason) -> Json:
+    return with_status(schedule(), refused_status(schedule(), reason, "no such thing", (), None, NOW))
+
+
+@pytest.mark.parametrize(
+    ("obj", "status", "reason"),
+    [
+        pytest.param(settled_schedule(), "Healthy", Reason.SCHEDULED, id="scheduled"),
+        pytest.param(settled_schedule(suspend=True), "Suspended", Reason.SUSPENDED, id="suspended"),
+        pytest.param(
+            settled_schedule(pauseOnFailure=True, paused_since=f"{FAILURE_NOTE} nightly-1 failed"),
+            "Degraded",
+            Reason.PAUSED_ON_FAILURE,
+            id="a run failed",
+        ),
+        pytest.param(
+            refused_schedule(Reason.INVALID_SCHEDULE), "Degraded", Reason.INVALID_SCHEDULE, id="no such time zone"
+        ),
+        pytest.param(refused_schedule(Reason.INVALID_TEMPLATE), "Degraded", Reason.INVALID_TEMPLATE, id="no such run"),
+        pytest.param(
+            with_status(schedule(), failed_status(schedule(), "It is away.", NOW)),
+            "Progressing",
+            Reason.SCHEDULE_FAILED,
+            id="Temporal is away",
+        ),
+    ],
+)
+def test_agent_schedule(obj: Json, status: str, reason: Reason) -> None:
+    assert_ready_kind("AgentSchedule", obj, status, reason)
 
 
 # ── AgentRun ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -301,6 +422,11 @@ STARTED = running_status(
             pending_status(run(), Reason.AGENT_NOT_FOUND, "no Agent helper", NOW),
             ("Progressing", "AgentNotFound: no Agent helper"),
             id="pending: starts when the agent appears",
+        ),
+        pytest.param(
+            pending_status(run(), Reason.QUEUED, "Two runs come first", NOW),
+            ("Progressing", "Queued: Two runs come first"),
+            id="queued in its session",
         ),
         pytest.param(STARTED, ("Progressing", "Running: The workflow was started"), id="started"),
         pytest.param(
