@@ -361,7 +361,7 @@ async def test_a_closed_session_ends_the_run_under_way_and_refuses_the_queued(wo
 
     assert [(await session.ended(run)).reason for run in (first, second)] == ["Answered", "SessionClosed"]
     refused = await session.ended(second)
-    assert refused.message == ("AgentSession talk was closed before the run's turn came: spec.closed was set")
+    assert refused.message == ("AgentSession talk was closed before the run's turn came. spec.closed was set")
     (told,) = world.session_reports[session.handle.id]
     assert told == result
     assert (result.closed_message, result.runs, result.queued_runs) == ("spec.closed was set", 2, 0)
@@ -374,7 +374,7 @@ async def test_an_idle_session_closes_by_itself(world: "World") -> None:
         await session.ask("hello")
         await session.configure(idle_timeout_seconds=0.5)
         result = await session.handle.result()
-    assert result.closed_message == "there was no run for idleTimeout, 0.5s"
+    assert result.closed_message == "No run came within idleTimeout, 0.5s"
 
 
 async def test_a_session_cancelled_in_temporal_closes(world: "World") -> None:
@@ -385,7 +385,7 @@ async def test_a_session_cancelled_in_temporal_closes(world: "World") -> None:
         await session.handle.cancel()
         result = await session.handle.result()
     assert (await session.ended(run)).phase == "Cancelled"
-    assert result.closed_message == "its workflow was cancelled in Temporal"
+    assert result.closed_message == "Its workflow was cancelled in Temporal"
 
 
 # ── Continuing as new, and what is lost on the way ─────────────────────────────────────────────────────────────────

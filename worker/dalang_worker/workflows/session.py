@@ -103,9 +103,9 @@ class AgentSessionWorkflow:
                 await workflow.wait_condition(lambda: self._was_told, timeout=self._idle_left())
             except TimeoutError:
                 seconds = self.settings.idle_timeout_seconds or 0
-                self._close_because(f"there was no run for idleTimeout, {seconds:g}s")
+                self._close_because(f"No run came within idleTimeout, {seconds:g}s")
             except asyncio.CancelledError:
-                self._close_because("its workflow was cancelled in Temporal")
+                self._close_because("Its workflow was cancelled in Temporal")
         return self.settings.closed is None
 
     def _idle_left(self) -> timedelta | None:
@@ -132,7 +132,7 @@ class AgentSessionWorkflow:
                 await asyncio.shield(task)
             except asyncio.CancelledError:
                 if not task.done():
-                    self._close_because("its workflow was cancelled in Temporal")
+                    self._close_because("Its workflow was cancelled in Temporal")
                     current.cancel()
         self._current = None
         self._idle_since = timestamp(workflow.now())
@@ -154,7 +154,7 @@ class AgentSessionWorkflow:
         while True:
             for exchange in self._queue:
                 message = (
-                    f"AgentSession {self.target.name} was closed before the run's turn came: {self.settings.closed}"
+                    f"AgentSession {self.target.name} was closed before the run's turn came. {self.settings.closed}"
                 )
                 self._end_unbegun(exchange.run, Phase.FAILED, Reason.SESSION_CLOSED, message)
             self._queue.clear()
