@@ -25,6 +25,8 @@ COMMANDS = {
     "approvals": Command("dalang_cli.approvals.main", "list what waits for a human", "approvals"),
     "approve": Command("dalang_cli.approvals.main", "approve what waits, as it is or with changes", "approve"),
     "reject": Command("dalang_cli.approvals.main", "reject what waits, with a reason", "reject"),
+    "chat": Command("dalang_cli.chat.main", "talk to an agent, or go on with a session"),
+    "transcript": Command("dalang_cli.transcript.main", "print all that was said in a run or a session"),
     "admission-policies": Command(
         "dalang_cli.admission_policies", "print the admission policies that prove who decided an approval"
     ),

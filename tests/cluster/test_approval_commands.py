@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from dalang_cli.approvals.cluster import Cluster, ClusterError
+from dalang_cli.approvals.cluster import Cluster
+from dalang_cli.cluster import ClusterError
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import ControlPlane

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
 
-from dalang_cli.approvals.cluster import ClusterError
 from dalang_cli.approvals.show import Json, state
+from dalang_cli.cluster import ClusterError
 
 LOOK_SECONDS = 0.25
 """Between two looks. No watch: who may decide need not hold the verb."""

@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.text import Text
 
 from dalang_cli.approvals import show
-from dalang_cli.approvals.cluster import Cluster, ClusterError, ConfigError
+from dalang_cli.approvals.cluster import Cluster
+from dalang_cli.approvals.deciding import Stop, decide, see_that_it_is_open
 from dalang_cli.approvals.delivery import ExitCode, wait
 from dalang_cli.approvals.override import OverrideError, override
+from dalang_cli.cluster import ClusterError, ConfigError, command_parser
 
 WAIT_SECONDS = 10.0
 EXIT_CODES = """exit codes:
@@ -29,20 +31,12 @@ EXIT_CODES = """exit codes:
   4  decided, and not delivered in time"""
 
 
-class Stop(Exception):
-    """The command ends here, with this code and a line that says why."""
-
-    def __init__(self, code: ExitCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 # ── dalang approvals ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def approvals(argv: list[str]) -> int:
     """Run `dalang approvals ARGV`; returns the exit code."""
-    parser = _parser("approvals", "Lists what waits for a human.")
+    parser = command_parser("approvals", "Lists what waits for a human.")
     parser.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces")
     parser.add_argument("--all", action="store_true", help="also what has been decided, or need not be any more")
     parser.add_argument(
@@ -151,32 +145,17 @@ def _decide(cluster: Cluster, options: argparse.Namespace, decision: Literal["Ap
     asked = cluster.get(options.name)
     changed = override(asked["spec"]["arguments"], options.set) if options.set else None
     _print(show.request(asked, datetime.now(UTC), changed, options.reason))
-    _see_that_it_is_open(asked)
+    see_that_it_is_open(asked)
     user = cluster.who_am_i()
     if not options.yes:
         _confirm(f"{decision}{' with these changes' if changed else ''}, as {user or 'yourself'}?")
-    members = {"decision": decision, "reason": options.reason, "override": changed, "decidedBy": user}
-    written = {name: value for name, value in members.items() if value is not None}
-    try:
-        decided = cluster.decide(asked, written)
-    except ClusterError as error:
-        raise _why_refused(cluster, asked, error) from None
+    decided = decide(cluster, asked, decision, user=user, reason=options.reason, override=changed)
     _print(f"Decided: {show.printable(decision)} by {show.printable(show.by(decided))}.")
     if options.wait <= 0:
         return ExitCode.DONE
     came_to = wait(cluster, decided, options.wait)
     print(show.printable(came_to.message), file=sys.stderr if came_to.code else sys.stdout)
     return came_to.code
-
-
-def _see_that_it_is_open(asked: show.Json) -> None:
-    if show.is_open(asked):
-        return
-    spec = asked["spec"]
-    state, name = show.state(asked), asked["metadata"]["name"]
-    if spec.get("decision"):
-        raise Stop(ExitCode.TOO_LATE, f"{name} is decided already: {spec['decision']} by {show.by(asked)} ({state})")
-    raise Stop(ExitCode.TOO_LATE, f"{name} need not be decided any more: it is {state}")
 
 
 def _confirm(question: str) -> None:
@@ -190,40 +169,11 @@ def _confirm(question: str) -> None:
         raise Stop(ExitCode.USAGE, "nothing was decided")
 
 
-def _why_refused(cluster: Cluster, asked: show.Json, error: ClusterError) -> Exception:
-    """Return what to tell of a refused decision: whoever was faster, else what the API server says."""
-    if error.status == 0:
-        return ClusterError(0, f"{error}. It may have been decided all the same: look again")
-    try:
-        found = cluster.get(asked["metadata"]["name"])
-        _see_that_it_is_open(found)
-    except (Stop, ClusterError) as reason:
-        return reason
-    if found["metadata"]["uid"] != asked["metadata"]["uid"]:
-        return Stop(ExitCode.TOO_LATE, "it was asked anew meanwhile: look at it again")
-    return error
-
-
 # ── All three ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    program = "kubectl dalang" if os.path.basename(sys.argv[0]).startswith("kubectl-") else "dalang"
-    parser = argparse.ArgumentParser(
-        prog=f"{program} {command}",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("-n", "--namespace", metavar="NS", help="default: the context's")
-    parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig; default: its current one")
-    parser.add_argument("--kubeconfig", metavar="FILE", help="default: $KUBECONFIG, else ~/.kube/config")
-    return parser
-
-
 def _deciding_parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = _parser(command, description, EXIT_CODES)
+    parser = command_parser(command, description, EXIT_CODES)
     parser.add_argument("name", metavar="NAME", help="name of the AgentApproval, as `dalang approvals` lists it")
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask; needed where there is no terminal")
     parser.add_argument(

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from dalang_cli.approvals import cluster
-from dalang_cli.approvals.cluster import Cluster, ClusterError
+from dalang_cli.approvals.cluster import Cluster
+from dalang_cli.cluster import ClusterError
 
 
 def named(name: str, version: int) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from dalang_cli.approvals.cluster import ClusterError
 from dalang_cli.approvals.delivery import DELIVERED_SECONDS, LOOK_SECONDS, ExitCode, outcome, wait
+from dalang_cli.cluster import ClusterError
 
 NEW = {"type": "Ready", "status": "False", "reason": "Pending", "message": "Waiting for the controller"}
 BORN = {**NEW, "lastTransitionTime": "1970-01-01T00:00:00Z"}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from dalang_cli import main as dalang
 from dalang_cli.approvals import main
-from dalang_cli.approvals.cluster import ClusterError
+from dalang_cli.cluster import ClusterError
 
 ASKED: dict[str, Any] = {
     "metadata": {"name": "x", "namespace": "shop", "uid": "1"},
@@ -124,6 +124,10 @@ def test_refused(
         ["approve", "x", "--decision", "Approve"],
         ["approvals", "x"],
         ["approvals", "-o", "yaml"],
+        ["chat"],
+        ["chat", "x", "y"],
+        ["transcript"],
+        ["transcript", "x", "-o", "yaml"],
     ],
 )
 def test_usage(argv: list[str]) -> None:
@@ -141,7 +145,7 @@ def test_a_set_that_does_not_fit_decides_nothing(
     assert capsys.readouterr().err == "error: --set amount.x=1: amount has no members\n"
 
 
-@pytest.mark.parametrize("command", ["approvals", "approve x", "reject x --reason no"])
+@pytest.mark.parametrize("command", ["approvals", "approve x", "reject x --reason no", "chat x", "transcript x"])
 def test_without_a_kubeconfig(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,5 +173,5 @@ def test_a_server_that_is_not_there(
 def test_help_names_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert dalang.main(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in ("approvals", "approve", "reject"):
+    for command in ("approvals", "approve", "reject", "chat", "transcript"):
         assert f"\n  {command} " in text

@@ -1,0 +1,258 @@
+"""A conversation: messages go out as AgentRuns, and what comes of them is shown until each has ended."""
+
+from dataclasses import dataclass, field
+
+from dalang_api.v1alpha1.conditions import Reason
+
+from dalang_cli.approvals.cluster import Cluster
+from dalang_cli.approvals.deciding import Stop, decide, see_that_it_is_open
+from dalang_cli.approvals.delivery import wait
+from dalang_cli.approvals.show import printable
+from dalang_cli.chat import session as sessions
+from dalang_cli.chat import terminal
+from dalang_cli.chat.following import RunDeleted, states
+from dalang_cli.chat.progress import Progress, has_succeeded, is_finished, pending_approvals
+from dalang_cli.chat.session import SessionOver
+from dalang_cli.chat.terminal import Screen
+from dalang_cli.cluster import ClusterError, Json
+
+DELIVERY_SECONDS = 10.0
+"""How long it is waited until a decision is delivered."""
+HELP = """Each line is a message; one that ends with \\ goes on with the next.
+/cancel    cancel the run that is under way
+/close     end the session for good, and leave
+/quit      leave; the session is kept (also Ctrl-D)
+//…        a message that begins with /
+Ctrl-C     while a run is under way: cancel it, or leave it to go on"""
+
+
+class Leave(Exception):
+    """The user leaves; what is under way goes on."""
+
+
+@dataclass
+class _Followed:
+    """A run that is followed, as it was when it was looked at last."""
+
+    run: Json
+    progress: Progress
+    offered: set[str] = field(default_factory=set)
+    """Names of the AgentApprovals the user was asked about."""
+
+    @property
+    def name(self) -> str:
+        return str(self.run["metadata"]["name"])
+
+
+class Conversation:
+    """One session, and what of it was shown."""
+
+    def __init__(self, cluster: Cluster, session: Json, screen: Screen, *, is_terminal: bool) -> None:
+        self._cluster = cluster
+        self._session = session
+        self._screen = screen
+        self._is_terminal = is_terminal
+        self._agent: str | None = sessions.holder(session)
+        self._user: str | None = None
+        """By which name the API server knows the caller, once it has been asked."""
+
+    def send_all(self) -> bool:
+        """Send each line of standard input and print the answers; returns whether all runs have succeeded.
+
+        The first that fails ends it: what comes next would be said to somebody who has not heard this.
+
+        Raises:
+            SessionOver: The session takes no more runs.
+            ClusterError: The API server refuses.
+        """
+        return all(self._say(text) for text in terminal.read_messages())
+
+    def talk(self) -> None:
+        """Talk on the terminal until the user leaves.
+
+        Raises:
+            SessionOver: The session takes no more runs.
+            ClusterError: The API server refuses to tell about a run.
+        """
+        try:
+            self._resume()
+            has_interrupted = False
+            while True:
+                try:
+                    text = terminal.read_message().strip()
+                except KeyboardInterrupt:
+                    print()
+                    if has_interrupted:
+                        return
+                    has_interrupted = True
+                    self._screen.note("Ctrl-C again, or Ctrl-D, leaves; the session is kept.")
+                    continue
+                has_interrupted = False
+                if text:
+                    self._carry_out(text)
+        except EOFError:
+            print()
+        except Leave:
+            pass
+
+    def _carry_out(self, text: str) -> None:
+        """Carry out a line: a command, or a message."""
+        match text:
+            case "/quit" | "/exit":
+                raise Leave
+            case "/help":
+                self._screen.note(HELP)
+            case "/cancel":
+                self._cancel_first()
+            case "/close":
+                sessions.close(self._cluster, self._session)
+                self._screen.note("The session is closed; its runs that have not begun fail.")
+                raise Leave
+            case _ if text.startswith("/") and not text.startswith("//"):
+                self._screen.error(f"there is no command {text.split()[0]}. /help tells which there are")
+            case _:
+                self._try_to_say(text.removeprefix("/") if text.startswith("//") else text)
+
+    def _try_to_say(self, text: str) -> None:
+        try:
+            self._say(text)
+        except ClusterError as error:
+            self._screen.error(str(error))
+
+    def _say(self, text: str) -> bool:
+        """Send a message and follow its run; returns whether there was an answer."""
+        return self._follow(sessions.send(self._cluster, self._session, text))
+
+    def _resume(self) -> None:
+        """Show where the conversation stands, and follow what is under way."""
+        for line in sessions.recent_lines(self._session):
+            self._screen.show(line)
+        for run in sessions.unfinished_runs(self._cluster, self._session):
+            self._screen.note(f"AgentRun {run['metadata']['name']} is under way: {run['spec'].get('input', '')}")
+            self._follow(run)
+
+    def _cancel_first(self) -> None:
+        runs = sessions.unfinished_runs(self._cluster, self._session)
+        if not runs:
+            self._screen.note("Nothing is under way.")
+            return
+        sessions.cancel(self._cluster, runs[0])
+        self._follow(runs[0])
+
+    # ── One run ──
+
+    def _follow(self, run: Json) -> bool:
+        """Show what happens to a run until it has ended; returns whether there was an answer.
+
+        Raises:
+            Leave: The user leaves.
+            SessionOver: It has failed because the session takes no more runs.
+        """
+        followed = _Followed(run, Progress(self._agent))
+        while not is_finished(followed.run):
+            try:
+                self._watch(followed)
+            except RunDeleted:
+                self._screen.error(f"AgentRun {followed.name} was deleted")
+                return False
+            except KeyboardInterrupt:
+                if not self._is_terminal:
+                    self._screen.note(f"AgentRun {followed.name} goes on; `{self.resume_command}` follows it")
+                    raise
+                self._interrupted(followed)
+        self._agent = followed.progress.agent
+        if sessions.has_ended_with(followed.run, Reason.SESSION_CLOSED, Reason.SESSION_LOST):
+            raise SessionOver(f"the session takes no more runs. {self._begin_another}")
+        return has_succeeded(followed.run)
+
+    def _watch(self, followed: "_Followed") -> None:
+        """Show each state of a run until it has ended."""
+        for state in states(self._cluster, followed.run):
+            if state is None:
+                self._screen.note(sessions.unseen_words(self._cluster, self._session, followed.run))
+                continue
+            followed.run = state
+            for line in followed.progress.update(state):
+                self._screen.show(line)
+            for pending in pending_approvals(state):
+                if pending["name"] not in followed.offered:
+                    followed.offered.add(pending["name"])
+                    self._offer(pending)
+
+    def _interrupted(self, followed: "_Followed") -> None:
+        """Ask what Ctrl-C is to mean.
+
+        Raises:
+            Leave: The user leaves, such as by another one.
+        """
+        name, has_pending = followed.name, bool(pending_approvals(followed.run))
+        print()
+        try:
+            decide_now = "/[d]ecide what waits" if has_pending else ""
+            answer = terminal.ask(
+                f"Cancel {name}? [y]es/[N]o, wait on{decide_now} (Ctrl-C leaves it to go on) ",
+                "nyd" if has_pending else "ny",
+            )
+        except (KeyboardInterrupt, EOFError):
+            print()
+            self._screen.note(f"AgentRun {name} goes on; `{self.resume_command}` follows it.")
+            raise Leave from None
+        if answer == "d":
+            followed.offered.clear()
+        if answer == "y":
+            try:
+                sessions.cancel(self._cluster, followed.run)
+            except ClusterError as error:
+                self._screen.error(str(error))
+
+    # ── Approvals ──
+
+    def _offer(self, pending: Json) -> None:
+        """Show what waits for a human, in full, and let the user decide."""
+        name = pending["name"]
+        if not self._is_terminal:
+            self._screen.note(f"{pending['question']} Decide with: dalang approve {name} -n {self._cluster.namespace}")
+            return
+        try:
+            asked = self._cluster.get(name)
+            self._screen.request(asked)
+            see_that_it_is_open(asked)
+            self._decide(asked)
+        except (Stop, ClusterError) as error:
+            self._screen.error(str(error))
+        except EOFError:
+            print()
+            self._later(name)
+
+    def _decide(self, asked: Json) -> None:
+        self._user = self._user or self._cluster.who_am_i()
+        who = f", as {printable(self._user)}" if self._user else ""
+        answer = terminal.ask(f"[a]pprove, [r]eject or decide [L]ater{who}? ", "lar")
+        reason: str | None = None
+        if answer == "r":
+            reason = terminal.clean(input("Why? The model is told: ")).strip()
+            if not reason:
+                self._screen.note("Nothing was decided: to reject takes a reason.")
+        if answer == "l" or (answer == "r" and not reason):
+            self._later(asked["metadata"]["name"])
+            return
+        decided = decide(self._cluster, asked, "Approve" if answer == "a" else "Reject", user=self._user, reason=reason)
+        came_to = wait(self._cluster, decided, DELIVERY_SECONDS)
+        if came_to.code:
+            self._screen.error(came_to.message)
+        else:
+            self._screen.note(came_to.message)
+
+    def _later(self, name: str) -> None:
+        self._screen.note(
+            f"It waits. Anybody who may can decide: dalang approve {name} (--set changes arguments), or Ctrl-C here."
+        )
+
+    @property
+    def resume_command(self) -> str:
+        """How to go on with the session."""
+        return f"dalang chat session/{self._session['metadata']['name']} -n {self._cluster.namespace}"
+
+    @property
+    def _begin_another(self) -> str:
+        return f"Begin another: dalang chat agent/{self._session['spec']['agentRef']['name']}"

@@ -1,0 +1,218 @@
+"""What a transcript makes of the recorded histories, each of one shape."""
+
+import json
+from pathlib import Path
+
+import pytest
+from dalang_api.process import data_converter
+from dalang_cli.transcript.entries import Entry, Kind
+from dalang_cli.transcript.history import facts
+from dalang_cli.transcript.reading import Reader
+from dalang_cli.transcript.show import Lines
+from temporalio.client import WorkflowHistory
+
+HISTORIES = Path(__file__).parents[3] / "workflow" / "histories"
+
+
+async def read(*names: str) -> list[Entry]:
+    reader = Reader()
+    entries = []
+    for name in names:
+        content = json.loads((HISTORIES / f"{name}.json").read_text())
+        history = WorkflowHistory.from_json(content.pop("workflowId"), content)
+        entries += list(reader.read(await facts(history.events, data_converter())))
+    return [*entries, *reader.rest()]
+
+
+def brief(entries: list[Entry]) -> list[tuple[str, ...]]:
+    """Return depth and kind, who or what, and the first words."""
+    words = 5
+    return [
+        (">" * entry.depth + entry.kind, entry.sender, entry.tool, " ".join(entry.text.split()[:words]))
+        for entry in entries
+    ]
+
+
+ASKED = ("User", "", "", "Where is order 42?")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        pytest.param(
+            "tools",
+            [
+                ASKED,
+                ("Call", "support", "weather", ""),
+                ("Call", "support", "time_of", ""),
+                ("Call", "support", "no_such_tool", ""),
+                ("Result", "support", "no_such_tool", "There is no tool 'no_such_tool'."),
+                ("Result", "", "weather", "sunny in Ubud"),
+                ("Result", "", "time_of", '{"city":"Ubud","time":"12:00"}'),
+                ("Call", "support", "fail", ""),
+                ("Result", "", "fail", "LookupError: no such order"),
+                ("Assistant", "support", "", "Sunny."),
+                ("End", "", "", "Succeeded, Answered: support answered after"),
+            ],
+            id="each call and its result",
+        ),
+        pytest.param(
+            "handed-over",
+            [
+                ASKED,
+                ("Call", "desk", "remember", ""),
+                ("Call", "desk", "transfer_to_sales", ""),
+                ("Result", "desk", "remember", "was None"),
+                ("Result", "desk", "transfer_to_sales", "Transferred to sales."),
+                ("Assistant", "sales", "", "Two, then."),
+                ("End", "", "", "Succeeded, Answered: sales answered after"),
+            ],
+            id="a hand-off",
+        ),
+        pytest.param(
+            "agents-as-tools",
+            [
+                ASKED,
+                ("Call", "desk", "archive", ""),
+                ("Call", "desk", "weatherman", ""),
+                (">User", "desk", "", "Order 42?"),
+                (">User", "desk", "", "Rain?"),
+                (">Call", "archive", "note", ""),
+                (">Call", "weatherman", "weather", ""),
+                (">Result", "archive", "note", "noted 42"),
+                (">Result", "weatherman", "weather", "sunny in Ubud"),
+                (">Assistant", "archive", "", "Ubud"),
+                (">Assistant", "weatherman", "", "sunny in Ubud"),
+                ("Result", "desk", "archive", "Ubud"),
+                ("Result", "desk", "weatherman", "sunny in Ubud"),
+                ("Assistant", "desk", "", "In Ubud, dry."),
+                ("End", "", "", "Succeeded, Answered: desk answered after"),
+            ],
+            id="agents called as tools",
+        ),
+        pytest.param(
+            "fallen-back",
+            [
+                ASKED,
+                ("Retry", "", "", "The model of desk: attempt"),
+                ("Note", "", "", "The model of desk gave"),
+                ("Assistant", "desk", "", "No."),
+                ("Note", "", "", "The model stopped: ContentFilter: The"),
+                ("Note", "", "", "The reply before was not"),
+                ("Assistant", "desk", "", "Here."),
+                ("End", "", "", "Succeeded, Answered: desk answered after"),
+            ],
+            id="models that failed or refused",
+        ),
+        pytest.param(
+            "answer-approved",
+            [
+                ASKED,
+                ("Assistant", "support", "", '{"day": 7}'),
+                ("Asked", "support", "", "Agent support wants to answer."),
+                ("Decided", "", "", "Reject by ada: Not on"),
+                ("User", "dalang", "", "Your answer does not count:"),
+                ("Assistant", "support", "", '{"day": 6}'),
+                ("Asked", "support", "", "Agent support wants to answer."),
+                ("Decided", "", "", "Approve by ada"),
+                ("End", "", "", "Succeeded, Answered: support answered after"),
+            ],
+            id="an answer that a human changed",
+        ),
+        pytest.param(
+            "approval-expired",
+            [
+                ASKED,
+                ("Call", "support", "note", ""),
+                ("Asked", "support", "note", "Agent support wants to call"),
+                ("Decided", "", "note", "Expired"),
+                ("Result", "support", "note", "noted paid"),
+                ("Assistant", "support", "", "done"),
+                ("End", "", "", "Succeeded, Answered: support answered after"),
+            ],
+            id="an approval that nobody decided",
+        ),
+    ],
+)
+async def test_a_run(name: str, expected: list[tuple[str, ...]]) -> None:
+    assert brief(await read(name)) == expected
+
+
+async def test_an_approved_call_is_told_as_it_was_made() -> None:
+    entries = await read("approved")
+    by_kind = {kind: [entry for entry in entries if entry.kind is kind] for kind in Kind}
+    assert [json.loads(entry.arguments)["line"] for entry in by_kind[Kind.CALL]] == ["paid", "paid"]
+    [changed] = [json.loads(entry.arguments) for entry in by_kind[Kind.DECIDED] if entry.arguments]
+    assert changed["line"] == "less"
+    assert sorted(entry.text for entry in by_kind[Kind.DECIDED]) == ["Approve by ada", "Reject by ada: Once is enough."]
+    asked = {entry.name for entry in by_kind[Kind.ASKED]}
+    assert asked == {entry.name for entry in by_kind[Kind.DECIDED]}
+    assert [entry.is_error for entry in by_kind[Kind.RESULT]] == [False, True]
+    assert by_kind[Kind.RESULT][0].text.endswith("\nnoted less")
+
+
+async def test_a_session() -> None:
+    """A failed run and one that was cancelled while it was queued are told, and that the conversation is without them."""
+    entries = await read("session")
+    ends = {entry.run: entry.text for entry in entries if entry.kind is Kind.END}
+    assert list(ends) == ["run-1", "run-2", "run-5", "run-3", "run-4", "run-6"]
+    assert ends["run-2"].endswith("The conversation stays as it was before this run")
+    assert ends["run-5"] == "AgentRun run-5 did not begin. Cancelled, Cancelled: Cancelled before its turn came"
+    third = [entry.kind for entry in entries if entry.run == "run-3"]
+    assert third == [Kind.RUN, Kind.USER, Kind.CALL, Kind.RESULT, Kind.ASSISTANT, Kind.END]
+    counts = [entry.count for entry in entries if entry.kind is Kind.SUMMARY]
+    assert len(counts) == 2
+    assert 0 < counts[0] < counts[1]
+    assert [entry.text for entry in entries[-2:]] == [
+        "The session is told to close: it is recorded",
+        "The session is closed: it is recorded",
+    ]
+
+
+async def test_a_session_that_continued_as_new() -> None:
+    """What is carried over is told only where Temporal has not kept what was before."""
+    whole = await read("session-continued", "session-continued-2")
+    assert [entry.text for entry in whole if entry.kind is Kind.USER] == [f"say {number}" for number in range(6)]
+    rest = await read("session-continued-2")
+    assert rest[0].text == "The first 6 runs are past Temporal's retention. The last 12 messages are kept."
+    assert [(entry.text, entry.at) for entry in rest if entry.kind is Kind.USER] == [
+        (f"say {number}", None) for number in range(6)
+    ]
+
+
+async def test_lines() -> None:
+    """Nothing a model or a tool wrote reaches the terminal but what it prints."""
+    lines = Lines()
+    entries = [
+        Entry(Kind.RUN, "r"),
+        Entry(Kind.USER, "Two\n\x1b[2Jlines"),
+        Entry(Kind.CALL, sender="support", tool="track", arguments='{"id":\t42}'),
+        Entry(Kind.RESULT, "in Ubud", tool="track", depth=1),
+        Entry(Kind.ASKED, "Pay?", sender="support", tool="refund", name="r-1", arguments='{"amount":1}'),
+        Entry(Kind.SUMMARY, "They talked.", count=3),
+        Entry(Kind.END, "Failed, MaxTurns: …", is_error=True),
+    ]
+    shown = "\n".join(line.plain.rstrip() for entry in entries for line in lines.of(entry))
+    assert shown.split("\n") == [
+        "",
+        "         AgentRun r",
+        "         user: Two",
+        "           \\u001b[2Jlines",
+        '         support → track {"id":\\t42}',
+        "           track ← in Ubud",
+        "         support asks a human (r-1): Pay? (tool refund)",
+        "           {",
+        '             "amount": 1',
+        "           }",
+        "         summary: from here on the first 3 messages are known to the model by this only:",
+        "           They talked.",
+        "         end: Failed, MaxTurns: …",
+    ]
+
+
+async def test_a_day_has_a_line_of_its_own() -> None:
+    lines, entries = Lines(), await read("answer")
+    first, *rest = [line.plain for entry in entries for line in lines.of(entry)]
+    assert first.startswith("── 20")
+    assert first.endswith(" UTC ──")
+    assert [line[9:] for line in rest[:2]] == ["user: Where is order 42?", "support: It is on its way."]
