@@ -451,7 +451,7 @@ class RunExecution:
     def _waiting_for(self) -> str:
         if self._stopped.at == workflow.now():
             return self._stopped.waiting_for
-        return next(iter(self._waiting.values()), "the first turn")
+        return next(iter(self._waiting.values()), "a human's decision" if self._told[0] else "the first turn")
 
     def _place(self, agent: AgentSnapshot) -> str:
         """Name an agent, and its pool where it is another than the run's: a pool without workers answers nothing."""
