@@ -18,6 +18,9 @@ from dalang_operator.kinds.agentpool.plan import replicas_of
 from dalang_operator.kinds.agentpool.reconcile import PoolFacts, PoolReconciler
 from dalang_operator.kinds.agentrun.plan import Settings as RunSettings
 from dalang_operator.kinds.agentrun.reconcile import RunFacts, RunReconciler
+from dalang_operator.kinds.agentschedule.reconcile import ScheduleFacts, ScheduleReconciler
+from dalang_operator.kinds.agentsession.plan import Settings as SessionSettings
+from dalang_operator.kinds.agentsession.reconcile import SessionFacts, SessionReconciler
 from dalang_operator.kinds.config_maps import RecentConfigMaps
 from dalang_operator.kinds.intake import Intake
 from dalang_operator.kube.client import KubeClient
@@ -34,12 +37,22 @@ from dalang_operator.runtime.outage import until_done
 from dalang_operator.runtime.queue import Queue
 from dalang_operator.settings import OperatorSettings
 from dalang_operator.temporal.errors import TemporalError
+from dalang_operator.temporal.schedule_sweep import ScheduleSweep
+from dalang_operator.temporal.schedules import Schedules
 from dalang_operator.temporal.sweep import Sweep
 from dalang_operator.temporal.workflows import Workflows
 
 logger = logging.getLogger(__name__)
 
-WORKERS = {"AgentRun": 32, "AgentApproval": 16, "AgentPool": 4, "Agent": 4, "AgentModel": 2}
+WORKERS = {
+    "AgentRun": 32,
+    "AgentSession": 16,
+    "AgentApproval": 16,
+    "AgentSchedule": 4,
+    "AgentPool": 4,
+    "Agent": 4,
+    "AgentModel": 2,
+}
 """Reconciles at once, per kind: enough to keep API server and Temporal busy, few enough not to flood them."""
 
 
@@ -51,16 +64,21 @@ class Control:
     installation: str
     kube: KubeClient
     workflows: Workflows
+    schedules: Schedules
     cache: Cache
     run_facts: RunFacts
     lease: Lease
     health: Health
     pool_facts: PoolFacts = field(default_factory=PoolFacts)
     approval_facts: ApprovalFacts = field(default_factory=ApprovalFacts)
+    session_facts: SessionFacts = field(default_factory=SessionFacts)
+    schedule_facts: ScheduleFacts = field(default_factory=ScheduleFacts)
 
     def __post_init__(self) -> None:
         self._queues = {kind: Queue(kind) for kind in WORKERS}
-        self._intake = Intake(self.cache, self._queues, self.run_facts, self.approval_facts)
+        self._intake = Intake(
+            self.cache, self._queues, self.run_facts, self.approval_facts, self.session_facts, self.schedule_facts
+        )
         namespaces = tuple(self.settings.watch_namespace)
         self._resync = Resync(
             self.kube,
@@ -81,6 +99,21 @@ class Control:
             self.pool_facts,
             self._queues["AgentRun"].add,
             self._queues["AgentPool"].add,
+            self.session_facts,
+            self._queues["AgentSession"].add,
+            utc_now,
+            self.settings.sweep_interval,
+        )
+
+        self._schedule_sweep = ScheduleSweep(
+            self.installation,
+            frozenset(namespaces),
+            self.workflows,
+            self.schedules,
+            self.kube,
+            self.cache,
+            self.schedule_facts,
+            self._queues["AgentSchedule"].add,
             utc_now,
             self.settings.sweep_interval,
         )
@@ -122,7 +155,26 @@ class Control:
         run_settings = RunSettings(self.installation, self.settings.run_ttl)
         config_maps = RecentConfigMaps(self.kube, self.cache)
         runs = RunReconciler(
-            self.kube, self.workflows, self.cache, config_maps, self.run_facts, run_settings, self._wake_pool, utc_now
+            self.kube,
+            self.workflows,
+            self.cache,
+            config_maps,
+            self.run_facts,
+            run_settings,
+            self._wake_pool,
+            utc_now,
+            self.session_facts,
+            self._queues["AgentSession"].add,
+        )
+        sessions = SessionReconciler(
+            self.kube,
+            self.workflows,
+            self.cache,
+            config_maps,
+            self.session_facts,
+            SessionSettings(self.installation),
+            self._wake_pool,
+            utc_now,
         )
         pools = PoolReconciler(
             self.kube,
@@ -143,9 +195,14 @@ class Control:
             self._wake_pool,
             utc_now,
         )
+        schedules = ScheduleReconciler(
+            self.kube, self.workflows, self.schedules, self.cache, self.schedule_facts, self.installation, utc_now
+        )
         reconciles: dict[str, Callable[[ObjectKey], Awaitable[float | None]]] = {
             "AgentRun": runs.reconcile,
+            "AgentSession": sessions.reconcile,
             "AgentApproval": approvals.reconcile,
+            "AgentSchedule": schedules.reconcile,
             "AgentPool": pools.reconcile,
             "Agent": AgentReconciler(self.kube, self.cache, config_maps, utc_now).reconcile,
             "AgentModel": ModelReconciler(self.kube, self.cache, utc_now).reconcile,
@@ -170,6 +227,7 @@ class Control:
             await self.lease.held()
             try:
                 await self._sweep.sweep()
+                await self._schedule_sweep.sweep()
             except (TemporalError, ApiError) as error:
                 SWEEPS.labels("error").inc()
                 logger.warning("sweep: %s", error)

@@ -26,6 +26,7 @@ from dalang_operator.runtime.lease import Lease, LeaseLost, process_identity
 from dalang_operator.runtime.outage import until_done
 from dalang_operator.settings import OperatorSettings
 from dalang_operator.temporal.errors import TemporalError
+from dalang_operator.temporal.schedules import Schedules
 from dalang_operator.temporal.workflows import Workflows
 
 logger = logging.getLogger("dalang_operator")
@@ -94,7 +95,8 @@ async def run(settings: OperatorSettings) -> int:
 async def _run_parts(settings: OperatorSettings, kube: KubeClient, health: Health, stop: asyncio.Event) -> int:
     installation = settings.installation or await _installation(kube)
     logger.info("installation %s", installation)
-    workflows = Workflows(await connect(settings, identity=f"controller@{installation}", lazy=True))
+    client = await connect(settings, identity=f"controller@{installation}", lazy=True)
+    workflows = Workflows(client)
     cache, run_facts = Cache(), RunFacts()
     parts = [asyncio.ensure_future(_probe(kube, workflows, health)), asyncio.ensure_future(stop.wait())]
     lease = reporter = None
@@ -104,7 +106,8 @@ async def _run_parts(settings: OperatorSettings, kube: KubeClient, health: Healt
         reporter.start()
     if "controller" in settings.components:
         lease = Lease(kube, *_lease_name(settings, installation), process_identity())
-        control = Control(settings, installation, kube, workflows, cache, run_facts, lease, health)
+        schedules = Schedules(client, workflows)
+        control = Control(settings, installation, kube, workflows, schedules, cache, run_facts, lease, health)
         # Kopf puts its own signal handlers in the place of ours, so ours are set again once it runs.
         parts.append(asyncio.ensure_future(control.run(stop, lambda: _stop_on_signals(stop))))
     done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)

@@ -18,6 +18,8 @@ from dalang_operator.kube.resources import (
     AGENT_MODELS,
     AGENT_POOLS,
     AGENT_RUNS,
+    AGENT_SCHEDULES,
+    AGENT_SESSIONS,
     AGENTS,
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -49,9 +51,11 @@ WATCHES = (
     Watch(DEPLOYMENTS, labels=POOL_LABEL),
     Watch(CONFIG_MAPS, labels=TOOLS_LABEL),
     Watch(AGENT_APPROVALS, fields="status.state!=Applied,status.state!=Expired,status.state!=Superseded"),
+    Watch(AGENT_SESSIONS),
+    Watch(AGENT_SCHEDULES),
     Watch(AGENT_RUNS, fields="status.finishedAt="),
 )
-"""Runs come last, so that the first of them finds its agent in the cache. Finished ones are left out: the hot watch. So are
+"""Runs come last, so that the first of them finds its agent and its session in the cache. Finished ones are left out: the hot watch. So are
 AgentApprovals that are settled."""
 
 

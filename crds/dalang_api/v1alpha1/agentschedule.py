@@ -280,7 +280,7 @@ class AgentScheduleStatus(ApiModel):
     next_runs: Annotated[list[Timestamp], Field(max_length=5, json_schema_extra=LIST_ATOMIC)] | None = None
     """The next times, at most five; none while it is suspended."""
     last_run: ActiveRun | None = None
-    """The run that was created last."""
+    """The newest run: the one that was created for the latest time."""
     active_runs: Annotated[list[ActiveRun], Field(max_length=20, json_schema_extra=list_map("name"))] | None = None
     """The runs that have not ended, at most twenty."""
     recent_runs: Annotated[list[RecentRun], Field(max_length=10, json_schema_extra=list_map("name"))] | None = None

@@ -8,7 +8,7 @@ the retriever's vectors. The checks of one Agent are those of its readiness, too
 import difflib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dalang_api.contract import SNAPSHOT_MAX_AGENTS
 from dalang_api.v1alpha1.conditions import Reason
@@ -87,16 +87,33 @@ def has_live_run(cache: Cache, pool: ObjectKey) -> bool:
 
     One that awaits approval does not, but for the while between a decision and its next report.
     """
-    if cache.runs.count("pool", pool.namespace, pool.name) or cache.wakes(pool):
+    if cache.runs.count("pool", pool.namespace, pool.name) or cache.wakes(pool) or _has_live_session(cache, pool):
         return True
     known = cache.known(pool.namespace)
     for agent_key in cache.agents_that_reach(cache.agents.by("pool", pool.namespace, pool.name)):
-        if not cache.runs.has_any("waiting", pool.namespace, agent_key.name, _could_start):
+        if not _has_waiting_run(cache, agent_key):
             continue
         agent = cache.agents.get(agent_key)
         if agent and isinstance(find_reach(agent, known), Reach):
             return True
     return False
+
+
+def _has_live_session(cache: Cache, pool: ObjectKey) -> bool:
+    """Return whether a session is about to close on the pool's queue, or a run queued in one may begin."""
+    return (
+        bool(cache.sessions.count("closing", pool.namespace, pool.name))
+        or cache.has_queued_next(pool)
+        or any(cache.needs_pool(key, pool.name) for key in list(cache.idle_sessions) if key.namespace == pool.namespace)
+    )
+
+
+def _has_waiting_run(cache: Cache, agent: ObjectKey) -> bool:
+    """Return whether a run of the Agent, or of a session of it, could start."""
+    if cache.runs.has_any("waiting", agent.namespace, agent.name, _could_start):
+        return True
+    sessions = cache.sessions.by("agent", agent.namespace, agent.name)
+    return any(cache.runs.has_any("unsent", agent.namespace, session.name, _could_be_sent) for session in sessions)
 
 
 def _could_start(run: Json) -> bool:
@@ -105,6 +122,23 @@ def _could_start(run: Json) -> bool:
     return all(
         condition["reason"] not in (Reason.CONFIG_MAP_NOT_FOUND, Reason.INVALID_SPEC) for condition in conditions
     )
+
+
+def _could_be_sent(run: Json) -> bool:
+    """Whether nothing keeps a run of a session, as far as its session has looked; a pool is woken after it was sent."""
+    conditions = run.get("status", {}).get("conditions", ())
+    return all(condition["reason"] in (Reason.PENDING, Reason.START_FAILED) for condition in conditions)
+
+
+def with_model(reach: Reach | Gap | TooMany | None, name: str | None, known: Known) -> Reach | Gap | TooMany | None:
+    """Return the reach with one more AgentModel, which writes a session's summary."""
+    if name is None or not isinstance(reach, Reach) or any(model["metadata"]["name"] == name for model in reach.models):
+        return reach
+    model = known.models(name)
+    if model is not None:
+        return replace(reach, models=(*reach.models, model))
+    what = f"summary names AgentModel {name}, which is not there"
+    return Gap(Reason.MODEL_NOT_FOUND, f"{what}; apply it", f"Its session's {what}; the run starts when it is")
 
 
 def first_gap(agents: Iterable[Json], known: Known) -> Gap | None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dalang_api.contract import RunReport
+from dalang_api.contract import RunReport, SessionReport
 
 
 class WorkflowState(StrEnum):
@@ -35,3 +35,5 @@ class WorkflowView:
     """Of one that has ended: why, in Temporal's words; may be empty."""
     report: RunReport | None = None
     """Of one that has ended: its last report, where it left one."""
+    session: SessionReport | None = None
+    """Likewise, of a session's."""

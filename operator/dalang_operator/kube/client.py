@@ -112,13 +112,13 @@ class KubeClient:
                 return
             params["continue"] = metadata["continue"]
 
-    async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
-        """Create an object and return it.
+    async def create(self, resource: Resource, namespace: str, body: Json, *, dry_run: bool = False) -> Json:
+        """Create an object and return it; with `dry_run` only find out whether the server would.
 
         Raises:
             AlreadyExists: There is one of that name.
         """
-        return await self.request("POST", resource.path(namespace), body)
+        return await self.request("POST", f"{resource.path(namespace)}{'?dryRun=All' if dry_run else ''}", body)
 
     async def patch(
         self, resource: Resource, namespace: str, name: str, body: PatchBody, subresource: str | None = None

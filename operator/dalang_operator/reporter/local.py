@@ -22,6 +22,10 @@ class LocalRuns(Protocol):
         """Return the AgentApproval as the controller knows it, perhaps a moment old and without its arguments."""
         ...
 
+    def cached_session(self, key: ObjectKey) -> Json | None:
+        """Return the AgentSession as the controller knows it, perhaps a moment old."""
+        ...
+
     def ending(self, uid: str) -> None:
         """The run's last status is about to be written."""
         ...
@@ -44,6 +48,9 @@ class ControllersRuns:
     def cached_approval(self, key: ObjectKey) -> Json | None:
         return self.cache.approvals.get(key)
 
+    def cached_session(self, key: ObjectKey) -> Json | None:
+        return self.cache.sessions.get(key)
+
     def ending(self, uid: str) -> None:
         self.facts.ending.add(uid)
 
@@ -60,6 +67,9 @@ class NoRuns:
         return None
 
     def cached_approval(self, key: ObjectKey) -> Json | None:
+        return None
+
+    def cached_session(self, key: ObjectKey) -> Json | None:
         return None
 
     def ending(self, uid: str) -> None:

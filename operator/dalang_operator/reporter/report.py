@@ -1,21 +1,26 @@
 """Activity `report`: a workflow's report becomes its AgentRun's status, and before that the AgentApprovals it asks for.
 
 The object is taken from the calling workflow's id, which Temporal vouches for, and from nothing the caller says. So a
-workflow can write about its own run only, and only forwards: uid, `reportSeq` and resourceVersion guard every write.
+workflow can write about its own run only, a session's about runs that name its session, and only forwards: uid,
+`reportSeq` and resourceVersion guard every write.
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from dalang_api.contract import (
     REPORT_ACTIVITY,
     RUN_WORKFLOW,
+    SESSION_WORKFLOW,
     ReportResult,
     RunReport,
+    SessionReport,
     WorkflowTarget,
     parse_workflow_id,
+    session_workflow_id,
 )
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
@@ -29,6 +34,7 @@ from dalang_operator.reporter.approvals import ApprovalWriter
 from dalang_operator.reporter.local import LocalRuns
 from dalang_operator.runtime.cache import is_finished, report_seq
 from dalang_operator.runtime.metrics import REPORTS
+from dalang_operator.runtime.references import session_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +44,30 @@ ATTEMPTS = 5
 """Reads and writes tried at once; the controller's first status may come between, rarely anything else."""
 
 
-def refusal(report: RunReport, run: Json | None, target: WorkflowTarget) -> str | None:
-    """Return why a report is not written, in one word, or None when it is."""
+def refusal(
+    report: RunReport, run: Json | None, target: WorkflowTarget, session: WorkflowTarget | None = None
+) -> str | None:
+    """Return why a report is not written, in one word, or None when it is; `session` is the one that reports."""
     if run is None:
         return "deleted"
     if uid_of(run) != target.suffix:
         return "another_uid"
+    if not _is_exchange_of(session, run):
+        return "not_ours"
     if is_finished(run):
         return "finished"
     if report.seq <= report_seq(run):
         return "older"
     return None
+
+
+def _is_exchange_of(session: WorkflowTarget | None, run: Json) -> bool:
+    """Return whether the run names the session, or none; a session of that name made anew was not sent it."""
+    if session is None:
+        return session_of(run) is None
+    noted = run.get("status", {}).get("workflow", {}).get("id")
+    own = session_workflow_id(session.installation, session.namespace, session.name, session.suffix)
+    return session_of(run) == session.name and noted in {None, own}
 
 
 def reporting_workflow(installation: str, namespaces: frozenset[str], workflow_type: str) -> WorkflowTarget | None:
@@ -68,6 +87,12 @@ def retryable(error: ApiError) -> ApplicationError:
     return ApplicationError(str(error), type=type(error).__name__, category=ApplicationErrorCategory.BENIGN)
 
 
+class SessionPort(Protocol):
+    """Where the state of a session goes that comes with a report of one of its runs."""
+
+    async def write(self, report: SessionReport, target: WorkflowTarget) -> str: ...
+
+
 @dataclass(frozen=True)
 class RunReporter:
     """Writes reports into AgentRuns."""
@@ -79,6 +104,7 @@ class RunReporter:
     local: LocalRuns
     """The controller, if it runs in this process."""
     approvals: ApprovalWriter
+    sessions: SessionPort
     now: Callable[[], datetime]
 
     @activity.defn(name=REPORT_ACTIVITY)
@@ -88,31 +114,41 @@ class RunReporter:
         Raises:
             ApplicationError: The API server refused or did not answer; Temporal tries again.
         """
+        session = reporting_workflow(self.installation, self.namespaces, SESSION_WORKFLOW)
         target = reporting_workflow(self.installation, self.namespaces, RUN_WORKFLOW)
+        if session is not None and report.run is not None:
+            target = WorkflowTarget(session.installation, session.namespace, report.run.name, report.run.uid)
         if target is None:
             REPORTS.labels("not_ours").inc()
             return ReportResult()
         try:
-            outcome, asked = await self._write(report, target)
+            outcome, asked = await self._write(report, target, session)
+            if session is not None and report.session is not None:
+                await self.sessions.write(report.session, session)
         except ApiError as error:
             REPORTS.labels("error").inc()
             raise retryable(error) from error
         REPORTS.labels(outcome).inc()
-        return ReportResult(approvals=asked)
+        is_gone = session is not None and outcome in {"deleted", "another_uid"}
+        return ReportResult(approvals=asked, gone=is_gone or None)
 
-    async def _write(self, report: RunReport, target: WorkflowTarget) -> tuple[str, Asked]:
+    async def _write(
+        self, report: RunReport, target: WorkflowTarget, session: WorkflowTarget | None
+    ) -> tuple[str, Asked]:
         if not report.finished_at:
-            outcome, _, asked = await self._write_once(report, target)
+            outcome, _, asked = await self._write_once(report, target, session)
             return outcome, asked
         ended = None
         self.local.ending(target.suffix)
         try:
-            outcome, ended, asked = await self._write_once(report, target)
+            outcome, ended, asked = await self._write_once(report, target, session)
         finally:
             self.local.ended(target.suffix, ended)
         return outcome, asked
 
-    async def _write_once(self, report: RunReport, target: WorkflowTarget) -> tuple[str, Json | None, Asked]:
+    async def _write_once(
+        self, report: RunReport, target: WorkflowTarget, session: WorkflowTarget | None
+    ) -> tuple[str, Json | None, Asked]:
         """Return what became of the report, the run if this report ended it, and the approvals that it asked for.
 
         Approvals come first: a status that names them before they are there could be read, and nobody would try again
@@ -124,9 +160,9 @@ class RunReporter:
         asked: Asked = None
         has_asked = False
         for attempt in range(ATTEMPTS):
-            if attempt or run is None or refusal(report, run, target):
+            if attempt or run is None or refusal(report, run, target, session):
                 run = await self._read(key)
-            why_not = refusal(report, run, target)
+            why_not = refusal(report, run, target, session)
             is_repeated = why_not == "older" and run is not None and report_seq(run) == report.seq
             if not has_asked and (why_not is None or is_repeated):
                 asked, has_asked = await self.approvals.write(report, target, workflow_id), True

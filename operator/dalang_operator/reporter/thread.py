@@ -20,9 +20,13 @@ from dalang_operator.reporter.approvals import ApprovalWriter
 from dalang_operator.reporter.catalogue import CataloguePublisher, PublishTools
 from dalang_operator.reporter.local import LocalRuns
 from dalang_operator.reporter.report import RunReporter
+from dalang_operator.reporter.session import SessionReporter
+from dalang_operator.reporter.triggers import RunCreator, TriggerRun
 from dalang_operator.runtime.clock import utc_now
 from dalang_operator.runtime.health import Health
 from dalang_operator.settings import OperatorSettings
+from dalang_operator.temporal.schedules import Schedules
+from dalang_operator.temporal.workflows import Workflows
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +85,16 @@ class ReporterThread:
         client = await connect(self._settings, identity=f"reporter@{self._installation}")
         namespaces = frozenset(self._settings.watch_namespace)
         approvals = ApprovalWriter(kube, self._local, utc_now)
-        runs = RunReporter(self._installation, namespaces, kube, self._local, approvals, utc_now)
+        sessions = SessionReporter(self._installation, namespaces, kube, self._local, utc_now)
+        runs = RunReporter(self._installation, namespaces, kube, self._local, approvals, sessions, utc_now)
         catalogues = CataloguePublisher(self._installation, namespaces, kube, utc_now)
+        creator = RunCreator(self._installation, namespaces, kube, Schedules(client, Workflows(client)), utc_now)
         worker = Worker(
             client,
             task_queue=reporter_queue(self._installation),
-            activities=[runs.report, catalogues.publish],
-            workflows=[PublishTools],
-            # One activity call in five lines needs no sandbox, which costs CPU for each workflow.
+            activities=[runs.report, sessions.report, catalogues.publish, creator.create, creator.cancel],
+            workflows=[PublishTools, TriggerRun],
+            # A few activity calls need no sandbox, which costs CPU for each workflow.
             workflow_runner=UnsandboxedWorkflowRunner(),
             workflow_task_executor=ThreadPoolExecutor(2),
             build_id=version("dalang"),  # else the SDK hashes the code of every module, for more than a second

@@ -22,6 +22,10 @@ from dalang_operator.runtime.references import (
     models_of,
     pool_of,
     retriever_of,
+    schedule_of,
+    session_agent_of,
+    session_of,
+    summary_model_of,
     tools_sources_of,
 )
 
@@ -172,6 +176,16 @@ def pools_of_run(run: Json) -> list[str]:
     return list(dict.fromkeys([*queue_pool(run), *(agent["pool"] for agent in agents if agent.get("pool"))]))
 
 
+def is_queued(run: Json) -> bool:
+    """Return whether a run was sent to its session, and others have to end first."""
+    return is_started(run) and run["status"].get("phase") == Phase.PENDING and not is_finished(run)
+
+
+def is_closed(session: Json) -> bool:
+    """Return whether the session's conversation has ended."""
+    return bool(session.get("status", {}).get("closedAt"))
+
+
 def is_awaiting(run: Json) -> bool:
     """Return whether all that a run waits for is a human: it needs no worker until somebody decides, or cancels it."""
     is_asking = run.get("status", {}).get("phase") == Phase.AWAITING_APPROVAL
@@ -181,6 +195,42 @@ def is_awaiting(run: Json) -> bool:
 def pending_approvals(run: Json) -> list[str]:
     """Return the names of the AgentApprovals that a run says it waits for, the first sixteen."""
     return [pending["name"] for pending in run.get("status", {}).get("pendingApprovals", ())]
+
+
+def _needed_pools(run: Json) -> list[str]:
+    return [] if is_awaiting(run) or is_queued(run) else pools_of_run(run)
+
+
+def _queued_pools(run: Json) -> list[str]:
+    return pools_of_run(run) if is_queued(run) else []
+
+
+def _awaiting_pools(run: Json) -> list[str]:
+    """The queue's pool, where the run has a workflow of its own: open ones on the queue are counted against these."""
+    return queue_pool(run) if is_awaiting(run) and session_of(run) is None else []
+
+
+def _waiting_for(run: Json) -> list[str]:
+    return [] if is_started(run) or session_of(run) is not None else [run["spec"]["agentRef"]["name"]]
+
+
+def _session(run: Json) -> list[str]:
+    session = session_of(run)
+    return [session] if session is not None else []
+
+
+def _summary_model(session: Json) -> list[str]:
+    model = summary_model_of(session)
+    return [model] if model is not None else []
+
+
+def _closing_pools(session: Json) -> list[str]:
+    return queue_pool(session) if session["spec"].get("closed") and not is_closed(session) else []
+
+
+def _schedule(run: Json) -> list[str]:
+    schedule = schedule_of(run)
+    return [schedule[0].name] if schedule else []
 
 
 def _instructions_source(agent: Json) -> list[str]:
@@ -206,17 +256,33 @@ class Cache:
         self.runs = Store(
             "AgentRun",
             {
-                "waiting": lambda run: [] if is_started(run) else [run["spec"]["agentRef"]["name"]],
-                "pool": lambda run: [] if is_awaiting(run) else pools_of_run(run),
-                "awaiting": lambda run: queue_pool(run) if is_awaiting(run) else [],
+                "waiting": _waiting_for,
+                "pool": _needed_pools,
+                "awaiting": _awaiting_pools,
                 "approval": pending_approvals,
+                "session": _session,
+                "unsent": lambda run: [] if is_started(run) else _session(run),
+                "queued": _queued_pools,
+                "schedule": _schedule,
             },
         )
+        self.sessions = Store(
+            "AgentSession",
+            {
+                "agent": lambda session: [session_agent_of(session)],
+                "model": _summary_model,
+                "pool": queue_pool,
+                "closing": _closing_pools,
+            },
+        )
+        self.idle_sessions: dict[ObjectKey, str] = {}
+        """Uids of the sessions whose idle time is over: they need a worker to close. Safe to lose: the reconcile notes it."""
         self.approvals = Store(
             "AgentApproval",
             {"run": lambda approval: [approval["spec"]["runRef"]["name"]]},
             left_out=frozenset({"arguments"}),  # up to 64 KiB, of each of thousands
         )
+        self.schedules = Store("AgentSchedule")
         self.awake: dict[ObjectKey, tuple[str, int]] = {}
         """Runs that await approval and were told something since, with uid and the number of the report they had made by
         then: until the next one they need a worker. Safe to lose: the AgentApprovals tell it again."""
@@ -230,7 +296,9 @@ class Cache:
             "AgentModel": self.models,
             "AgentPool": self.pools,
             "AgentRun": self.runs,
+            "AgentSession": self.sessions,
             "AgentApproval": self.approvals,
+            "AgentSchedule": self.schedules,
             "Deployment": self.deployments,
             "ConfigMap": self.config_maps,
         }[kind]
@@ -250,6 +318,43 @@ class Cache:
                 if condition["type"] == "Ready":
                     return str(condition["message"])
         return ""
+
+    def agent_of_run(self, run: Json) -> Json | None:
+        """Return the Agent of a run or, where it belongs to one, of its session; None where something of it is missing."""
+        namespace, session_name = key_of(run).namespace, session_of(run)
+        if session_name is None:
+            return self.agents.get(ObjectKey(namespace, run["spec"]["agentRef"]["name"]))
+        session = self.sessions.get(ObjectKey(namespace, session_name))
+        return self.agents.get(ObjectKey(namespace, session_agent_of(session))) if session else None
+
+    def runs_of_session(self, session: ObjectKey) -> list[Json]:
+        """Return the unfinished runs that name an AgentSession."""
+        keys = self.runs.by("session", session.namespace, session.name)
+        return [run for key in keys if (run := self.runs.get(key)) is not None]
+
+    def needs_pool(self, session: ObjectKey, pool: str) -> bool:
+        """Return whether a session that is to close for being idle needs the pool."""
+        found = self.sessions.get(session)
+        return (
+            found is not None
+            and not is_closed(found)
+            and pool in queue_pool(found)
+            and self.idle_sessions.get(session) == found["metadata"]["uid"]
+        )
+
+    def has_queued_next(self, pool: ObjectKey) -> bool:
+        """Return whether a queued run may begin, or end, at any moment: none of its session awaits approval.
+
+        Whether another is under way does not matter: that one needs the pool by itself.
+        """
+        for key in self.runs.by("queued", pool.namespace, pool.name):
+            run = self.runs.get(key)
+            if run is None:
+                continue
+            name = session_of(run) or ""
+            if run["spec"].get("cancel") or not self.runs.has_any("session", pool.namespace, name, is_awaiting):
+                return True
+        return False
 
     def known(self, namespace: str) -> Known:
         """Return the objects of a namespace, to look up by name what an Agent of it names."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dalang_operator.kube.resources import Json
+from dalang_operator.kube.resources import AGENT_SCHEDULES, Json, ObjectKey, key_of
 
 DEFAULT_POOL = "default"
 
@@ -13,6 +13,14 @@ class ConfigMapKey(NamedTuple):
 
     name: str
     key: str
+
+
+def schedule_of(run: Json) -> tuple[ObjectKey, str] | None:
+    """Return key and uid of the AgentSchedule that controls a run, or None."""
+    for owner in run["metadata"].get("ownerReferences", ()):
+        if owner.get("controller") and owner.get("kind") == AGENT_SCHEDULES.kind:
+            return ObjectKey(key_of(run).namespace, owner["name"]), owner["uid"]
+    return None
 
 
 def pool_of(agent: Json) -> str:
@@ -34,6 +42,25 @@ def agents_of(agent: Json) -> list[str]:
     named = [tool["agentRef"] for tool in spec.get("tools", ()) if "agentRef" in tool]
     named += [handoff["agentRef"] for handoff in spec.get("handoffs", ())]
     return list(dict.fromkeys(reference["name"] for reference in named))
+
+
+def session_of(run: Json) -> str | None:
+    """Return the name of the AgentSession a run belongs to, or None where it is a run of an Agent."""
+    name: str | None = run["spec"].get("sessionRef", {}).get("name")
+    return name
+
+
+def session_agent_of(session: Json) -> str:
+    """Return the name of the Agent an AgentSession names."""
+    name: str = session["spec"]["agentRef"]["name"]
+    return name
+
+
+def summary_model_of(session: Json) -> str | None:
+    """Return the name of the AgentModel that writes an AgentSession's summary, where it names one."""
+    summary = session["spec"].get("summary", {})
+    name: str | None = summary.get("modelRef", {}).get("name")
+    return name if summary.get("enabled", True) else None
 
 
 def servers_of(agent: Json) -> list[str]:

@@ -15,7 +15,7 @@ import temporalio.api.errordetails.v1 as errordetails
 import temporalio.api.taskqueue.v1 as taskqueue
 import temporalio.api.workflow.v1 as workflow
 import temporalio.api.workflowservice.v1 as service
-from dalang_api.contract import RUN_WORKFLOW, Decision, RunInput, RunReport
+from dalang_api.contract import RUN_WORKFLOW, RunReport, SessionReport, Wire
 from google.protobuf.message import Message
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -31,6 +31,7 @@ PAGE_SIZE = 1000
 
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response")
+_Report = TypeVar("_Report", RunReport, SessionReport)
 
 
 _STATES = {
@@ -50,6 +51,7 @@ class ListedWorkflow:
     run_id: str
     state: WorkflowState
     started_at: datetime
+    workflow_type: str
     problems: str = ""
     """What `TemporalReportedProblems` says, joined."""
 
@@ -61,17 +63,24 @@ class Workflows:
         self._client = client
         self._namespace = client.namespace
 
-    async def start(self, workflow_id: str, task_queue: str, run_input: RunInput, request_id: str) -> WorkflowView:
-        """Start a run's workflow unless one of that id exists or existed; returns the one there is now.
+    async def start(
+        self,
+        workflow_id: str,
+        task_queue: str,
+        workflow_input: Wire,
+        request_id: str,
+        workflow_type: str = RUN_WORKFLOW,
+    ) -> WorkflowView:
+        """Start a workflow unless one of that id exists or existed; returns the one there is now.
 
-        Starting twice is harmless: the request id (the run's uid) makes Temporal answer a repeated call like the first,
+        Starting twice is harmless: the request id (the object's uid) makes Temporal answer a repeated call like the first,
         and REJECT_DUPLICATE refuses any other.
         """
-        payloads = await self._client.data_converter.encode([run_input])
+        payloads = await self._client.data_converter.encode([workflow_input])
         request = service.StartWorkflowExecutionRequest(
             namespace=self._namespace,
             workflow_id=workflow_id,
-            workflow_type=common.WorkflowType(name=RUN_WORKFLOW),
+            workflow_type=common.WorkflowType(name=workflow_type),
             task_queue=taskqueue.TaskQueue(name=task_queue),
             input=common.Payloads(payloads=payloads),
             identity=self._client.identity,
@@ -104,7 +113,7 @@ class Workflows:
         )
         await self._translated("cancel", self._client.workflow_service.request_cancel_workflow_execution, request)
 
-    async def signal(self, workflow_id: str, name: str, value: Decision | None, request_id: str) -> None:
+    async def signal(self, workflow_id: str, name: str, value: Wire | None, request_id: str) -> None:
         """Signal a workflow; Temporal takes a signal of the same request id once.
 
         Raises:
@@ -173,16 +182,19 @@ class Workflows:
             payloads += failure.application_failure_info.details.payloads
             payloads += event.workflow_execution_canceled_event_attributes.details.payloads
             message = failure.message or terminated.reason
-        return WorkflowView(view.state, view.run_id, message, await self._last_report(payloads))
+        report = await self._last_report(payloads, RunReport)
+        # What a run's workflow leaves could be read as a session's report, but not the other way round.
+        session = None if report else await self._last_report(payloads, SessionReport)
+        return WorkflowView(view.state, view.run_id, message, report, session)
 
-    async def _last_report(self, payloads: list[common.Payload]) -> RunReport | None:
+    async def _last_report(self, payloads: list[common.Payload], as_type: type[_Report]) -> _Report | None:
         if not payloads:
             return None
         try:
-            [report] = await self._client.data_converter.decode(payloads[:1], [RunReport])
+            [report] = await self._client.data_converter.decode(payloads[:1], [as_type])
         except (RuntimeError, ValueError, ValidationError):
-            return None  # a result in a form of its own says nothing about the run
-        return report if isinstance(report, RunReport) else None
+            return None  # a result in a form of its own says nothing about the object
+        return report if isinstance(report, as_type) else None
 
     async def list(self, query: str) -> AsyncIterator[ListedWorkflow]:
         """Yield the workflows a visibility query finds, in pages of 1,000."""
@@ -212,6 +224,10 @@ class Workflows:
         """
         request = service.DescribeNamespaceRequest(namespace=self._namespace)
         await self._translated("check", self._client.workflow_service.describe_namespace, request)
+
+    async def call(self, name: str, method: Callable[..., Awaitable[_Response]], request: _Request) -> _Response:
+        """Make a call of Temporal's service as all here are made: with a deadline, counted, with our errors."""
+        return await self._translated(name, method, request)
 
     async def _translated(self, call: str, method: Callable[..., Awaitable[_Response]], request: _Request) -> _Response:
         try:
@@ -249,5 +265,6 @@ def _listed(info: workflow.WorkflowExecutionInfo) -> ListedWorkflow:
         info.execution.run_id,
         _STATES.get(info.status, WorkflowState.OPEN),
         info.start_time.ToDatetime(UTC),
+        info.type.name,
         ", ".join(from_json(problems.data)) if problems else "",
     )

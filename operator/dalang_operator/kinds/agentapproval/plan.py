@@ -25,6 +25,7 @@ from dalang_api.v1alpha1.conditions import ConditionType, Reason
 from dalang_operator.kube.resources import Json, ObjectKey, controller_uid, uid_of
 from dalang_operator.kube.status import condition, parse_timestamp, timestamp, with_conditions
 from dalang_operator.runtime.cache import is_finished, pending_approvals, pools_of_run
+from dalang_operator.runtime.references import session_of
 
 SETTLED = frozenset({"Applied", "Expired", "Superseded"})
 """States that nothing leads out of."""
@@ -171,10 +172,7 @@ def _plan_deleted(observed: Observed) -> Plan:
         return Plan()
     if observed.asked_again and observed.now < observed.asked_again + ASK_AGAIN:
         return Plan(_wake(observed, run), ASK_AGAIN.total_seconds())
-    workflow_id = contract.run_workflow_id(
-        observed.settings.installation, observed.key.namespace, run["metadata"]["name"], uid_of(run)
-    )
-    return Plan((AskAgain(workflow_id), *_wake(observed, run)), ASK_AGAIN.total_seconds())
+    return Plan((AskAgain(_workflow_id(observed, run)), *_wake(observed, run)), ASK_AGAIN.total_seconds())
 
 
 def _plan_undecided(observed: Observed, approval: Json, run: Json) -> Plan:
@@ -212,10 +210,34 @@ def is_of_its_run(observed: Observed, approval: Json) -> Verdict | None:
     spec = approval["spec"]
     uid = controller_uid(approval) or ""
     own = contract.run_workflow_id(observed.settings.installation, observed.key.namespace, spec["runRef"]["name"], uid)
+    if observed.run is not None and uid_of(observed.run) == uid:
+        own = _workflow_id(observed, observed.run)
+    elif uid and _is_of_a_session(observed, approval):
+        return None
     if uid and spec["workflowId"] == own:
         return None
     message = f"workflowId is not that of AgentRun {spec['runRef']['name']}, or that does not own this object"
     return Verdict(ConditionType.READY, Reason.INVALID_SPEC, message)
+
+
+def _is_of_a_session(observed: Observed, approval: Json) -> bool:
+    """Return whether the workflow named may be that of the session of a run that is gone, so that nothing tells it now."""
+    try:
+        target = contract.parse_workflow_id(approval["spec"]["workflowId"])
+    except ValueError:
+        return False
+    ours = (observed.settings.installation, observed.key.namespace)
+    return (target.installation, target.namespace) == ours
+
+
+def _workflow_id(observed: Observed, run: Json) -> str:
+    """Return the id of the run's workflow; of a run of a session its status tells it, which only the operator writes."""
+    if session_of(run) is not None:
+        noted: str = run.get("status", {}).get("workflow", {}).get("id", "")
+        return noted
+    return contract.run_workflow_id(
+        observed.settings.installation, observed.key.namespace, run["metadata"]["name"], uid_of(run)
+    )
 
 
 def policies_are_there(observed: Observed, _: Json) -> Verdict | None:

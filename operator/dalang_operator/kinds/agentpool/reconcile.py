@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
 
-from dalang_api.contract import pool_queue
+from dalang_api.contract import RUN_WORKFLOW, pool_queue
 
 from dalang_operator.kinds.agentpool.desired import Credentials
 from dalang_operator.kinds.agentpool.plan import (
@@ -48,6 +48,7 @@ from dalang_operator.runtime.references import (
     model_secret_of,
     models_of,
     pool_secrets_of,
+    summary_model_of,
     tools_sources_of,
 )
 
@@ -80,6 +81,11 @@ class QueuePort(Protocol):
     """What the reconcile needs of Temporal."""
 
     async def count(self, query: str) -> int: ...
+
+
+def open_runs_on(queue: str) -> str:
+    """Return the visibility query for the open workflows of runs, not of sessions, on a task queue."""
+    return f"TaskQueue = '{queue}' AND WorkflowType = '{RUN_WORKFLOW}' AND ExecutionStatus = 'Running'"
 
 
 @dataclass
@@ -192,21 +198,26 @@ class PoolReconciler:
     def _credentials(self, pool: Json, agents: list[ObjectKey]) -> Credentials:
         namespace = key_of(pool).namespace
         names = set(embedding_models_of(pool))
+        sessions = self.cache.sessions.by("pool", namespace, key_of(pool).name)
         for agent_key in agents:
             agent = self.cache.agents.get(agent_key)
             names.update(models_of(agent) if agent else ())
+            sessions += self.cache.sessions.by("agent", namespace, agent_key.name)
+        found = [self.cache.sessions.get(session_key) for session_key in sessions]
+        names.update(name for session in found if session and (name := summary_model_of(session)))
         models = [model for name in names if (model := self.cache.models.get(ObjectKey(namespace, name)))]
         secrets = [reference["name"] for model in models if (reference := model_secret_of(model))]
         audiences = [audience for model in models if (audience := audience_of(model))]
         return Credentials(frozenset([*secrets, *pool_secrets_of(pool)]), frozenset(audiences))
 
     async def _is_busy(self, key: ObjectKey) -> bool:
-        """Ask Temporal whether a workflow is open on the pool's queue, of those that do not await approval.
+        """Ask Temporal whether a run's workflow is open on the pool's queue, of those that do not await approval.
 
-        Not the queue's backlog: that count is approximate, and one left from a terminated run kept a pool up for ever.
+        Not the queue's backlog: that count is approximate, and one left from a terminated run kept a pool up for ever. Nor
+        the workflows of sessions, most of which are idle for months: their runs tell when they need the pool.
         """
         queue = pool_queue(self.settings.worker.installation, key.namespace, key.name)
-        opened = await self.queues.count(f"TaskQueue = '{queue}' AND ExecutionStatus = 'Running'")
+        opened = await self.queues.count(open_runs_on(queue))
         return opened > self.cache.runs.count("awaiting", key.namespace, key.name)
 
     async def _carry_out(self, observed: Observed) -> float | None:

@@ -12,9 +12,12 @@ H  finished           never asked                delete it when its time is over
 J  unfinished         open, but no worker        say so; past its timeout or cancelled: terminate, final
 K  awaits approval    open                       as D; its clock stands still, and it needs no worker
 I  gone, another uid  never asked                terminate the workflow of the uid that is gone
+
+A run of a session is started by its session's reconcile, and shares its workflow. So there B, C, E and F are left to that
+one; D, J and I tell the workflow to leave this run out instead of stopping it; and while it is queued, J does not hold.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -22,7 +25,7 @@ from dalang_api import contract
 from dalang_api.v1alpha1.conditions import ConditionType, Phase, Reason
 from dalang_api.v1alpha1.schema import seconds
 
-from dalang_operator.kinds.agentrun.snapshot import limits, make_run_input
+from dalang_operator.kinds.agentrun.snapshot import agent_versions, limits, make_run_input
 from dalang_operator.kinds.agentrun.status import (
     STARTED_MESSAGE,
     ended_status,
@@ -41,8 +44,8 @@ from dalang_operator.kinds.validity import invalidity
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.resources import Json, ObjectKey, controller_uid, uid_of
 from dalang_operator.kube.status import find_condition, parse_timestamp
-from dalang_operator.runtime.cache import is_awaiting, is_finished, is_started, report_seq
-from dalang_operator.runtime.references import DEFAULT_POOL, instructions_key_of, pool_of
+from dalang_operator.runtime.cache import is_awaiting, is_finished, is_queued, is_started, report_seq
+from dalang_operator.runtime.references import DEFAULT_POOL, instructions_key_of, pool_of, schedule_of, session_of
 
 STUCK_GRACE = timedelta(minutes=10)
 """How long past its timeout a run whose workflow code fails is left to Temporal's retries."""
@@ -73,6 +76,10 @@ class Observed:
     """The object; None when it is gone. From the cache, or read just now where the cache does not hold it."""
     gone: frozenset[str] = frozenset()
     """Uids of this name that left the watch: deleted, or finished."""
+    exchanges: Mapping[str, str] = field(default_factory=dict)
+    """Of those that belong to a session: uid → id of its workflow, empty where it had none."""
+    session: Json | None = None
+    """The AgentSession the run belongs to."""
     agent: Json | None = None
     reach: Reach | Gap | TooMany | None = None
     """What the agent can reach, or what is missing; None without agent, and of a run that has started."""
@@ -130,6 +137,15 @@ class TerminateWorkflow:
 
 
 @dataclass(frozen=True)
+class LeaveOut:
+    """Tell the session's workflow that this run is cancelled, or that nobody waits for it; repeated it changes nothing."""
+
+    workflow_id: str
+    message: contract.CancelExchange
+    reason: str
+
+
+@dataclass(frozen=True)
 class WakePool:
     """See that the pool has a worker."""
 
@@ -144,7 +160,7 @@ class DeleteRun:
     resource_version: str
 
 
-Action = StartWorkflow | WriteStatus | CancelWorkflow | TerminateWorkflow | WakePool | DeleteRun
+Action = StartWorkflow | WriteStatus | CancelWorkflow | TerminateWorkflow | LeaveOut | WakePool | DeleteRun
 
 
 @dataclass(frozen=True)
@@ -170,9 +186,9 @@ def plan(observed: Observed) -> Plan:
     """Return what to do."""
     run = observed.run
     stop_gone = tuple(
-        TerminateWorkflow(_workflow_id(observed, uid), "the AgentRun was deleted")
+        _stop_gone(observed, uid)
         for uid in sorted(observed.gone)
-        if run is None or uid != uid_of(run)
+        if (run is None or uid != uid_of(run)) and observed.exchanges.get(uid) != ""
     )
     if run is None:
         return Plan(stop_gone)
@@ -182,12 +198,15 @@ def plan(observed: Observed) -> Plan:
 
 def needs_look(run: Json, cancel_sent: datetime | None) -> bool:
     """Return whether Temporal must be asked before planning: a cancelled run may have been started unnoticed (B, C)."""
-    return _is_cancelled(run) and not is_started(run) and not is_finished(run) and not cancel_sent
+    is_unnoted = not is_started(run) and session_of(run) is None
+    return _is_cancelled(run) and is_unnoted and not is_finished(run) and not cancel_sent
 
 
 def _plan_present(observed: Observed, run: Json) -> Plan:
     if is_finished(run):
         return _plan_expiry(observed, run)
+    if session_of(run) is not None:
+        return _plan_exchange(observed, run)
     if run["metadata"].get("deletionTimestamp"):
         if not (is_started(run) or observed.workflow):
             return Plan()
@@ -246,7 +265,7 @@ def _plan_without_worker(observed: Observed, run: Json, workflow_id: str) -> Pla
             return Plan()
         return Plan((WriteStatus(waiting_status(run, Reason.RUNNING, STARTED_MESSAGE, observed.now)),))
     why = f"Pool {_pool_name(observed, run)} has no worker: {observed.pool_message or 'it does not exist'}"
-    stop = TerminateWorkflow(workflow_id, "its pool has no worker to end it")
+    stop = _stop(run, workflow_id, "its pool has no worker to end it")
     if observed.cancel_sent:
         if observed.now < observed.cancel_sent + NO_WORKER_GRACE:
             return Plan(requeue_after=NO_WORKER_GRACE.total_seconds())
@@ -269,7 +288,7 @@ def _plan_problem(observed: Observed, run: Json, workflow_id: str) -> Plan:
         return Plan((WriteStatus(stalled_status(run, observed.problem, observed.now)),))
     message = f"The workflow's code failed until long past the run's timeout. Temporal: {observed.problem}"
     status = ended_status(run, Phase.FAILED, Reason.WORKFLOW_TASK_FAILING, message, observed.now)
-    return Plan((TerminateWorkflow(workflow_id, "its code fails, past its timeout"), WriteStatus(status)))
+    return Plan((_stop(run, workflow_id, "its code fails, past its timeout"), WriteStatus(status)))
 
 
 def _started_at(run: Json) -> datetime:
@@ -278,7 +297,7 @@ def _started_at(run: Json) -> datetime:
 
 def _deadline(observed: Observed, run: Json) -> datetime:
     """Return when the run's timeout has passed for certain."""
-    return _started_at(run) + limits(observed.agent, run).timeout + observed.waited
+    return _started_at(run) + limits(observed.agent, run, observed.session).timeout + observed.waited
 
 
 def needs_waited(observed: Observed) -> bool:
@@ -325,13 +344,57 @@ def time_to_live(run: Json, run_ttl: timedelta) -> timedelta | None:
     """Return how long a finished run is kept; None for ever.
 
     A run with a name of its own is a declared object: deleted, Git would create it again, and it would act and pay
-    again. So the default holds only for generated names and owned runs.
+    again. So the default holds only for generated names and owned runs. Of its own runs a schedule keeps as many as its
+    `runHistory` says.
     """
     own: str | None = run["spec"].get("ttlAfterFinished")
     if own is not None:
         return timedelta(seconds=seconds(own))
     is_generated = bool(run["metadata"].get("generateName")) or controller_uid(run) is not None
-    return run_ttl if is_generated else None
+    return run_ttl if is_generated and schedule_of(run) is None else None
+
+
+# ── In a session ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _plan_exchange(observed: Observed, run: Json) -> Plan:
+    """Its session's reconcile sends it, and ends it where the session is closed or lost."""
+    if not is_started(run):
+        return Plan()
+    workflow_id: str = run["status"]["workflow"]["id"]
+    if run["metadata"].get("deletionTimestamp"):
+        return Plan((_leave_out(run, workflow_id, "the AgentRun is being deleted", deleted=True),))
+    if _is_cancelled(run):
+        if not observed.cancel_sent:
+            pool = ObjectKey(observed.key.namespace, _pool_name(observed, run))
+            return Plan((_leave_out(run, workflow_id, "spec.cancel was set"), WakePool(pool)))
+        return Plan() if observed.has_worker else _plan_without_worker(observed, run, workflow_id)
+    if is_queued(run):
+        return Plan()
+    steps = _plan_problem(observed, run, workflow_id)
+    if steps.actions or is_awaiting(run):
+        return steps
+    return _plan_without_worker(observed, run, workflow_id)
+
+
+def _stop_gone(observed: Observed, uid: str) -> Action:
+    reason = "the AgentRun was deleted"
+    if uid not in observed.exchanges:
+        return TerminateWorkflow(_workflow_id(observed, uid), reason)
+    identity = contract.RunIdentity(name=observed.key.name, uid=uid)
+    return LeaveOut(observed.exchanges[uid], contract.CancelExchange(run=identity, deleted=True), reason)
+
+
+def _stop(run: Json, workflow_id: str, reason: str) -> Action:
+    """Return what stops a run that the controller ends: with it its workflow, unless that is a session's."""
+    if session_of(run) is None:
+        return TerminateWorkflow(workflow_id, reason)
+    return _leave_out(run, workflow_id, reason, deleted=True)
+
+
+def _leave_out(run: Json, workflow_id: str, reason: str, deleted: bool | None = None) -> LeaveOut:
+    identity = contract.RunIdentity(name=run["metadata"]["name"], uid=uid_of(run))
+    return LeaveOut(workflow_id, contract.CancelExchange(run=identity, deleted=deleted), reason)
 
 
 # ── Starting ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -460,12 +523,4 @@ def _reached(observed: Observed) -> tuple[Json, ...]:
 
 def _agent_versions(observed: Observed, agent: Json) -> list[contract.AgentVersion]:
     """Return the agents of a run that was started unnoticed; of one that cannot be resolved any more its own alone."""
-    return [
-        contract.AgentVersion(
-            name=agent["metadata"]["name"],
-            uid=uid_of(agent),
-            generation=agent["metadata"]["generation"],
-            pool=pool_of(agent),
-        )
-        for agent in _reached(observed) or (agent,)
-    ]
+    return agent_versions(_reached(observed) or (agent,))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from dalang_api.contract import RunInput, run_workflow_id
+from dalang_api.contract import CANCEL_EXCHANGE_SIGNAL, RunInput, Wire, run_workflow_id
 from dalang_api.v1alpha1.conditions import Reason
 
 from dalang_operator.kinds.agentrun.plan import (
@@ -14,6 +14,7 @@ from dalang_operator.kinds.agentrun.plan import (
     Action,
     CancelWorkflow,
     DeleteRun,
+    LeaveOut,
     Observed,
     Settings,
     StartWorkflow,
@@ -26,6 +27,7 @@ from dalang_operator.kinds.agentrun.plan import (
     time_waited,
 )
 from dalang_operator.kinds.agentrun.status import pending_status
+from dalang_operator.kinds.agentsession.reconcile import SessionFacts
 from dalang_operator.kinds.config_maps import RecentConfigMaps
 from dalang_operator.kinds.instructions import ConfigMaps
 from dalang_operator.kinds.reach import Reach, find_reach
@@ -43,7 +45,7 @@ from dalang_operator.kube.resources import (
 )
 from dalang_operator.kube.status import parse_timestamp, write_status
 from dalang_operator.runtime.cache import Cache, is_finished, is_started
-from dalang_operator.runtime.references import instructions_key_of
+from dalang_operator.runtime.references import instructions_key_of, session_of
 from dalang_operator.temporal.errors import TemporalError, WorkflowNotFound
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,8 @@ class WorkflowPort(Protocol):
 
     async def cancel(self, workflow_id: str, reason: str) -> None: ...
 
+    async def signal(self, workflow_id: str, name: str, value: Wire | None, request_id: str) -> None: ...
+
     async def terminate(self, workflow_id: str, reason: str) -> bool: ...
 
     async def look(self, workflow_id: str) -> WorkflowView: ...
@@ -90,6 +94,8 @@ class RunFacts:
 
     gone: dict[ObjectKey, set[str]] = field(default_factory=dict)
     """Uids that left the hot watch and were not looked after yet."""
+    exchanges: dict[str, str] = field(default_factory=dict)
+    """Those of them that belong to a session → id of its workflow, empty where it had none."""
     ending: set[str] = field(default_factory=set)
     """Uids whose last status the reporter of this process is about to write."""
     finished: dict[str, Json] = field(default_factory=dict)
@@ -117,6 +123,7 @@ class RunFacts:
 
     def forget(self, uid: str) -> None:
         """The run has ended or is gone."""
+        self.exchanges.pop(uid, None)
         self.doubtful.discard(uid)
         self.missing_since.pop(uid, None)
         self.problems.pop(uid, None)
@@ -135,6 +142,8 @@ class RunReconciler:
     settings: Settings
     wake_pool: Callable[[ObjectKey], None]
     now: Callable[[], datetime]
+    sessions: SessionFacts
+    wake_session: Callable[[ObjectKey], None]
 
     async def reconcile(self, key: ObjectKey) -> float | None:
         """Reconcile one run; returns after how many seconds to look again, or None."""
@@ -150,27 +159,36 @@ class RunReconciler:
         run = self.cache.runs.get(key)
         if run is None or uid_of(run) in gone:
             run = self._just_ended(gone) or await self._read(key)
-        observed = Observed(key=key, settings=self.settings, now=self.now(), run=run, gone=gone)
+        exchanges = {uid: self.facts.exchanges[uid] for uid in gone if uid in self.facts.exchanges}
+        observed = Observed(key=key, settings=self.settings, now=self.now(), run=run, gone=gone, exchanges=exchanges)
         if run is None or is_finished(run):
             return observed
         uid = uid_of(run)
-        agent = self.cache.agents.get(ObjectKey(key.namespace, run["spec"]["agentRef"]["name"]))
+        agent = self.cache.agent_of_run(run)
+        session_name = session_of(run)
         observed = replace(
             observed,
             agent=agent,
+            session=None if session_name is None else self.cache.sessions.get(ObjectKey(key.namespace, session_name)),
             swept=self.facts.swept,
-            problem=self.facts.problems.get(uid),
+            problem=self._problem(run),
             cancel_sent=self.facts.cancel_sent.get(uid),
             has_worker=self.cache.has_worker(key.namespace, run),
             pool_message=self.cache.pool_message(key.namespace, run),
         )
-        if agent is not None and not is_started(run):
+        if agent is not None and not is_started(run) and session_name is None:
             observed = await self._observe_reach(observed, agent)
         if uid in self.facts.doubtful or uid in self.facts.missing_since or needs_look(run, observed.cancel_sent):
             observed = await self._look(observed, uid)
         if needs_waited(observed):
             observed = replace(observed, waited=time_waited(await self._approvals(key, uid), observed.now))
         return observed
+
+    def _problem(self, run: Json) -> str | None:
+        """Return why the code of the run's workflow fails, or that of its session's."""
+        if session_of(run) is None:
+            return self.facts.problems.get(uid_of(run))
+        return self.sessions.problems.get(run.get("status", {}).get("workflow", {}).get("id", ""))
 
     async def _approvals(self, key: ObjectKey, uid: str) -> list[Json]:
         """Return all AgentApprovals of a run, those that are settled as well, which the cache does not keep."""
@@ -239,6 +257,8 @@ class RunReconciler:
             case TerminateWorkflow(workflow_id, reason):
                 if await self.workflows.terminate(workflow_id, reason):
                     logger.info("AgentRun %s: workflow %s terminated: %s", key, workflow_id, reason)
+            case LeaveOut():
+                await self._leave_out(observed, action)
             case WakePool(pool):
                 self.wake_pool(pool)
             case DeleteRun(uid, resource_version):
@@ -278,6 +298,24 @@ class RunReconciler:
         self.facts.cancel_sent.setdefault(uid, self.now())
         logger.info("AgentRun %s: workflow asked to cancel: %s", observed.key, reason)
         return None
+
+    async def _leave_out(self, observed: Observed, action: LeaveOut) -> None:
+        uid, kind = action.message.run.uid, "delete" if action.message.deleted else "cancel"
+        try:
+            await self.workflows.signal(action.workflow_id, CANCEL_EXCHANGE_SIGNAL, action.message, f"{kind} {uid}")
+        except WorkflowNotFound:
+            self._doubt_session(observed, action.workflow_id)
+            return
+        if not action.message.deleted:
+            self.facts.cancel_sent.setdefault(uid, self.now())
+        logger.info("AgentRun %s: its session is told: %s", observed.key, action.reason)
+
+    def _doubt_session(self, observed: Observed, workflow_id: str) -> None:
+        """Have the session looked at, which ends its runs where it has ended itself. One without runs need not be."""
+        name = session_of(observed.run) if observed.run is not None else None
+        if name is not None:
+            self.sessions.doubtful.add(workflow_id)
+            self.wake_session(ObjectKey(observed.key.namespace, name))
 
     async def _delete(self, key: ObjectKey, uid: str, resource_version: str) -> None:
         try:

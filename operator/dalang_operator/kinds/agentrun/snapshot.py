@@ -1,14 +1,17 @@
-"""What a run starts with: the task, its limits, and a snapshot of every agent and model it can reach. Pure.
+"""What a run starts with, by itself or in its session: task, limits, and a snapshot of all agents and models in reach. Pure.
 
 What is not set is left out: the snapshot stands in the history of every run.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 from dalang_api import contract
 from dalang_api.v1alpha1.schema import seconds
+from pydantic_core import to_json
 
 from dalang_operator.kinds.instructions import ConfigMaps, text_of
 from dalang_operator.kinds.reach import Reach
@@ -27,7 +30,7 @@ from dalang_operator.runtime.references import (
 
 @dataclass(frozen=True)
 class EffectiveLimits:
-    """A run's limits: the lower of the agent's and its own, else the defaults."""
+    """A run's limits: the lowest of the agent's, its session's and its own, else the defaults."""
 
     max_turns: int
     timeout: timedelta
@@ -35,9 +38,10 @@ class EffectiveLimits:
     max_cost_usd: str | None = None
 
 
-def limits(agent: Json | None, run: Json) -> EffectiveLimits:
-    """Return the limits of a run of an agent; an agent that is gone sets none."""
-    sources = [source.get("limits", {}) for source in ((agent or {}).get("spec", {}), run["spec"])]
+def limits(agent: Json | None, run: Json, session: Json | None = None) -> EffectiveLimits:
+    """Return the limits of a run of an agent, perhaps in a session; what is gone sets none."""
+    specs = [(source or {}).get("spec", {}) for source in (agent, session, run)]
+    sources = [spec.get("limits", {}) for spec in specs]
     turns = [source["maxTurns"] for source in sources if "maxTurns" in source]
     timeouts = [seconds(source["timeout"]) for source in sources if "timeout" in source]
     return EffectiveLimits(
@@ -50,35 +54,83 @@ def limits(agent: Json | None, run: Json) -> EffectiveLimits:
 
 def make_run_input(run: Json, reach: Reach, config_maps: ConfigMaps, installation: str) -> contract.RunInput:
     """Return the workflow's input; the ConfigMaps the agents name are there."""
-    spec, namespace = run["spec"], run["metadata"]["namespace"]
-    said = spec.get("messages") or [{"role": "User", "content": spec.get("input", "")}]
-    context = {name: contract.context_value(text) for name, text in spec.get("context", {}).items()}
     bounds = limits(reach.agents[0], run)
-    called = {name for agent in reach.agents for name in agents_of(agent)}
     return contract.RunInput(
         agent=reach.agents[0]["metadata"]["name"],
-        messages=[
-            contract.Message(role=message["role"].lower(), parts=[contract.TextPart(text=message["content"])])
-            for message in said
-        ],
+        messages=_messages(run),
         max_turns=bounds.max_turns,
         timeout_seconds=bounds.timeout.total_seconds(),
         max_tokens=bounds.max_tokens,
         max_cost_usd=bounds.max_cost_usd,
-        context=context or None,
-        snapshot=contract.Snapshot(
-            agents=[
-                _agent_snapshot(
-                    agent,
-                    config_maps,
-                    queue=contract.pool_queue(installation, namespace, pool_of(agent)),
-                    is_called=agent["metadata"]["name"] in called,
-                )
-                for agent in reach.agents
-            ],
-            models=[model_snapshot(model) for model in reach.models],
-        ),
+        context=context_of(run),
+        snapshot=make_snapshot(reach, config_maps, installation, run["metadata"]["namespace"]),
     )
+
+
+def make_exchange(run: Json, session: Json, agent: Json, snapshot_digest: str) -> contract.Exchange:
+    """Return what the workflow of its session is told of a run, without the snapshot."""
+    bounds = limits(agent, run, session)
+    return contract.Exchange(
+        run=contract.RunIdentity(name=run["metadata"]["name"], uid=uid_of(run)),
+        agent=agent["metadata"]["name"],
+        messages=_messages(run),
+        max_turns=bounds.max_turns,
+        timeout_seconds=bounds.timeout.total_seconds(),
+        max_tokens=bounds.max_tokens,
+        max_cost_usd=bounds.max_cost_usd,
+        context=context_of(run),
+        snapshot_digest=snapshot_digest,
+    )
+
+
+def exchange_size(run: Json) -> int:
+    """Return about how many bytes a run weighs in the queue of its session."""
+    return len(to_json({"messages": _messages(run), "context": context_of(run)}))
+
+
+def make_snapshot(reach: Reach, config_maps: ConfigMaps, installation: str, namespace: str) -> contract.Snapshot:
+    """Return every agent and model in reach as it is now; the ConfigMaps the agents name are there."""
+    called = {name for agent in reach.agents for name in agents_of(agent)}
+    return contract.Snapshot(
+        agents=[
+            _agent_snapshot(
+                agent,
+                config_maps,
+                queue=contract.pool_queue(installation, namespace, pool_of(agent)),
+                is_called=agent["metadata"]["name"] in called,
+            )
+            for agent in reach.agents
+        ],
+        models=[model_snapshot(model) for model in reach.models],
+    )
+
+
+def agent_versions(agents: Iterable[Json]) -> list[contract.AgentVersion]:
+    """Return which versions of agents a run uses, in their order."""
+    return [
+        contract.AgentVersion(
+            name=agent["metadata"]["name"],
+            uid=uid_of(agent),
+            generation=agent["metadata"]["generation"],
+            pool=pool_of(agent),
+        )
+        for agent in agents
+    ]
+
+
+def context_of(obj: Json) -> dict[str, Any] | None:
+    """Return the context variables that a run or a session begins with, or None without any."""
+    variables = obj["spec"].get("context", {})
+    return {name: contract.context_value(text) for name, text in variables.items()} or None
+
+
+def _messages(run: Json) -> list[contract.Message]:
+    spec = run["spec"]
+    said = spec.get("messages") or [{"role": "User", "content": spec.get("input", "")}]
+    return [
+        contract.Message(role=message["role"].lower(), parts=[contract.TextPart(text=message["content"])])
+        for message in said
+    ]
 
 
 def _agent_snapshot(agent: Json, config_maps: ConfigMaps, *, queue: str, is_called: bool) -> contract.AgentSnapshot:

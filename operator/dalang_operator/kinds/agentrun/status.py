@@ -68,6 +68,18 @@ def running_status(
     }
 
 
+def queued_status(
+    run: Json, *, workflow_id: str, run_id: str, task_queue: str, agents: Sequence[AgentVersion], now: datetime
+) -> Json:
+    """Return the first status of a run that was sent to its session while another one is under way there."""
+    message = "Runs of its session that came before it have to end first"
+    return {
+        **pending_status(run, Reason.QUEUED, message, now),
+        "agents": [agent.model_dump(exclude_none=True) for agent in agents],
+        "workflow": {"id": workflow_id, "runId": run_id, "taskQueue": task_queue, "reportSeq": 0},
+    }
+
+
 def waiting_status(run: Json, reason: Reason, message: str, now: datetime) -> Json:
     """Return the present status of a started run that has not reported yet, with another reason."""
     conditions = [

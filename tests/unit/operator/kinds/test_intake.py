@@ -1,18 +1,41 @@
 """Which events wake which keys, and what is remembered of runs that leave the watch."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
+from dalang_api.contract import scheduled_run_name
 from dalang_operator.kinds.agentapproval.reconcile import ApprovalFacts
 from dalang_operator.kinds.agentrun.reconcile import RunFacts
+from dalang_operator.kinds.agentschedule.reconcile import ScheduleFacts
+from dalang_operator.kinds.agentschedule.runs import Firing
+from dalang_operator.kinds.agentsession.reconcile import SessionFacts
 from dalang_operator.kinds.intake import Intake, wakes
 from dalang_operator.kube.resources import Json, ObjectKey
 from dalang_operator.runtime.cache import Cache
 from dalang_operator.runtime.queue import Queue
 
-from tests.build import agent, approval, awaiting_run, config_map, finished_run, model, pool, run, started_run
+from tests.build import (
+    INSTALLATION,
+    NOW,
+    agent,
+    approval,
+    at,
+    awaiting_run,
+    config_map,
+    exchange,
+    finished_run,
+    model,
+    open_session,
+    pool,
+    run,
+    schedule,
+    sent_exchange,
+    session,
+    started_run,
+)
 
-KINDS = ("Agent", "AgentApproval", "AgentModel", "AgentPool", "AgentRun")
+KINDS = ("Agent", "AgentApproval", "AgentModel", "AgentPool", "AgentRun", "AgentSchedule", "AgentSession")
 
 HELPER = ObjectKey("shop", "helper")
 
@@ -22,10 +45,12 @@ class World:
     cache: Cache = field(default_factory=Cache)
     facts: RunFacts = field(default_factory=RunFacts)
     approvals: ApprovalFacts = field(default_factory=ApprovalFacts)
+    sessions: SessionFacts = field(default_factory=SessionFacts)
+    schedules: ScheduleFacts = field(default_factory=ScheduleFacts)
     queues: dict[str, Queue] = field(default_factory=lambda: {kind: Queue(kind) for kind in KINDS})
 
     def __post_init__(self) -> None:
-        self.intake = Intake(self.cache, self.queues, self.facts, self.approvals)
+        self.intake = Intake(self.cache, self.queues, self.facts, self.approvals, self.sessions, self.schedules)
 
     def queued(self) -> dict[str, int]:
         return {kind: len(queue) for kind, queue in self.queues.items() if len(queue)}
@@ -281,3 +306,171 @@ def test_an_agent_that_moves_wakes_the_pools_of_before_and_after() -> None:
     world = World(cache=cache)
     world.intake.applied("Agent", moved)
     assert world.queued() == {"Agent": 1, "AgentPool": 2, "AgentRun": 1}
+
+
+NIGHTLY = ObjectKey("shop", "nightly")
+OF_SCHEDULE = {
+    "ownerReferences": [{"kind": "AgentSchedule", "name": "nightly", "uid": "uid-nightly", "controller": True}]
+}
+RUN_OF_SCHEDULE = scheduled_run_name("nightly", "uid-nightly", NOW)
+
+
+def test_a_schedules_run_wakes_it_when_it_appears_and_when_it_leaves() -> None:
+    world = World()
+    obj = started_run(RUN_OF_SCHEDULE, metadata=OF_SCHEDULE)
+    world.intake.applied("AgentRun", obj)
+    assert world.queued()["AgentSchedule"] == 1
+    assert world.cache.runs.by("schedule", *NIGHTLY) == [ObjectKey("shop", RUN_OF_SCHEDULE)]
+    assert world.schedules.firings == {}
+    world = World(cache=world.cache)
+    world.intake.applied("AgentRun", started_run(RUN_OF_SCHEDULE, metadata={**OF_SCHEDULE, "resourceVersion": "11"}))
+    assert "AgentSchedule" not in world.queued(), "its reports do not"
+    world.schedules.listed[NIGHTLY] = ("uid-nightly", 1)
+    world.intake.applied("AgentRun", finished_run(RUN_OF_SCHEDULE, metadata={**OF_SCHEDULE, "resourceVersion": "12"}))
+    assert world.queued()["AgentSchedule"] == 1
+    assert world.schedules.firings == {NIGHTLY: {Firing("uid-nightly", NOW)}}
+    assert world.schedules.listed == {}, "there is a finished run more"
+
+
+@pytest.mark.parametrize("is_made_anew", [False, True])
+def test_a_schedule_that_goes_is_marked(is_made_anew: bool) -> None:
+    world = World()
+    world.intake.applied("AgentSchedule", schedule())
+    if is_made_anew:
+        world.intake.applied("AgentSchedule", schedule(metadata={"uid": "another", "resourceVersion": "11"}))
+    else:
+        world.intake.removed("AgentSchedule", schedule())
+    assert world.schedules.gone == {NIGHTLY: {"uid-nightly"}}
+    assert world.queued() == {"AgentSchedule": 1}
+
+
+# ── Sessions ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+CHAT = ObjectKey("shop", "chat")
+CHAT_ID = f"{INSTALLATION}.shop.chat.uid-chat"
+
+
+def with_session(**spec: Any) -> Cache:
+    cache = Cache()
+    cache.agents.put(agent())
+    cache.models.put(model())
+    cache.sessions.put(open_session(**spec))
+    return cache
+
+
+SUMMED_UP: dict[str, Any] = {"summary": {"modelRef": {"name": "small"}}}
+
+
+@pytest.mark.parametrize(
+    ("cache", "kind", "obj", "expected"),
+    [
+        pytest.param(
+            with_session(),
+            "Agent",
+            agent(),
+            ["Agent helper", "AgentPool default", "AgentSession chat"],
+            id="an agent: its sessions",
+        ),
+        pytest.param(
+            with_session(),
+            "AgentModel",
+            model(),
+            ["AgentModel gpt", "AgentPool default", "Agent helper", "AgentSession chat"],
+            id="a model: likewise",
+        ),
+        pytest.param(
+            with_session(**SUMMED_UP),
+            "AgentModel",
+            model("small"),
+            ["AgentModel small", "AgentPool default", "AgentSession chat"],
+            id="the summary's model: its sessions, their pools for the Secret",
+        ),
+        pytest.param(with_session(), "AgentSession", open_session(), ["AgentSession chat"], id="a session: itself"),
+        pytest.param(
+            with_session(),
+            "AgentSession",
+            open_session(closed=True),
+            ["AgentSession chat", "AgentPool default"],
+            id="one that is to close: the pool that does it",
+        ),
+        pytest.param(
+            with_session(),
+            "AgentSession",
+            open_session(**SUMMED_UP),
+            ["AgentSession chat", "AgentPool default"],
+            id="one with a model of its own: the pool that mounts its Secret",
+        ),
+        pytest.param(
+            with_session(),
+            "AgentRun",
+            exchange(),
+            ["AgentRun r1", "AgentSession chat"],
+            id="a run: its session sends it",
+        ),
+        pytest.param(
+            with_session(),
+            "AgentRun",
+            sent_exchange(),
+            ["AgentRun r1", "AgentSession chat"],
+            id="a run that left the watch: the next may be sent",
+        ),
+    ],
+)
+def test_wakes_of_sessions(cache: Cache, kind: str, obj: Json, expected: list[str]) -> None:
+    assert [f"{wake.kind} {wake.key.name}" for wake in wakes(cache, kind, obj)] == expected
+
+
+def test_a_run_that_was_sent_wakes_its_session_no_more_until_it_ends() -> None:
+    world = World()
+    world.intake.applied("AgentRun", sent_exchange())
+    assert world.queued() == {"AgentRun": 1}
+
+
+def test_reports_of_a_session_wake_no_pool() -> None:
+    world = World(cache=with_session(**SUMMED_UP))
+    world.intake.applied("AgentSession", open_session(seq=2, metadata={"resourceVersion": "11"}, **SUMMED_UP))
+    assert world.queued() == {"AgentSession": 1}
+
+
+def test_of_a_deleted_run_the_workflow_of_its_session_is_remembered() -> None:
+    world = World(cache=with_session())
+    world.intake.removed("AgentRun", sent_exchange("sent"))
+    world.intake.removed("AgentRun", exchange("unsent"))
+    world.intake.removed("AgentRun", exchange("early", session="other"))
+    world.intake.removed("AgentRun", started_run("alone"))
+    assert world.facts.exchanges == {"uid-sent": CHAT_ID, "uid-unsent": CHAT_ID, "uid-early": ""}
+
+
+def test_a_deleted_session_is_remembered_also_if_it_was_made_anew_unseen() -> None:
+    world = World(cache=with_session())
+    world.intake.applied("AgentSession", session(metadata={"uid": "new", "resourceVersion": "20"}))
+    assert world.sessions.gone == {CHAT: {"uid-chat"}}
+    world.intake.removed("AgentSession", session(metadata={"uid": "new", "resourceVersion": "21"}))
+    assert world.sessions.gone == {CHAT: {"uid-chat", "new"}}
+
+
+def test_of_a_run_of_a_session_its_first_version_is_remembered_while_it_is_there() -> None:
+    world = World()
+    world.intake.applied("AgentRun", exchange(metadata={"resourceVersion": "10"}))
+    world.intake.applied("AgentRun", exchange(metadata={"resourceVersion": "14"}))
+    assert world.sessions.versions == {"uid-r1": 10}
+    world.intake.removed("AgentRun", exchange(metadata={"resourceVersion": "15"}))
+    assert world.sessions.versions == {}
+
+
+def test_a_run_that_awaited_approval_and_is_gone_makes_way_for_the_next() -> None:
+    world = World(cache=with_session())
+    world.intake.applied("AgentRun", sent_exchange("r1", phase="AwaitingApproval"))
+    world.intake.applied("AgentRun", sent_exchange("r2", phase="Pending"))
+    world.queues["AgentPool"] = Queue("AgentPool")
+    world.intake.removed("AgentRun", sent_exchange("r1", phase="AwaitingApproval", metadata={"resourceVersion": "12"}))
+    assert len(world.queues["AgentPool"]) == 1
+
+
+@pytest.mark.parametrize("spec", [{"closed": True}, {"idleTimeout": "1h"}])
+def test_a_closed_session_lets_its_pool_rest(spec: Json) -> None:
+    world = World(cache=with_session(**spec))
+    ended = open_session(metadata={"resourceVersion": "12"}, **spec)
+    ended["status"]["closedAt"] = at()
+    world.intake.applied("AgentSession", ended)
+    assert world.queued() == {"AgentPool": 1, "AgentSession": 1}

@@ -10,6 +10,7 @@ from dalang_operator.kube.errors import ApiError, Conflict, NotFound, Unavailabl
 from dalang_operator.kube.resources import Json, ObjectKey, Resource
 from dalang_operator.reporter.approvals import ApprovalWriter
 from dalang_operator.reporter.report import RunReporter, refusal
+from dalang_operator.reporter.session import SessionReporter
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
@@ -86,6 +87,7 @@ class FakeLocal:
     """A controller beside the reporter, and what it was told."""
 
     run: Json | None
+    session: Json | None = None
     told: list[Any] = field(default_factory=list)
 
     def cached(self, key: ObjectKey) -> Json | None:
@@ -93,6 +95,9 @@ class FakeLocal:
 
     def cached_approval(self, key: ObjectKey) -> Json | None:
         return None
+
+    def cached_session(self, key: ObjectKey) -> Json | None:
+        return self.session
 
     def ending(self, uid: str) -> None:
         self.told.append("ending")
@@ -109,7 +114,8 @@ async def send(kube: FakeKube, cached: Json | None, *, seq: int = 1, **info: Any
 
 async def write(kube: FakeKube, local: FakeLocal, sent: RunReport, **info: Any) -> ReportResult:
     approvals = ApprovalWriter(kube, local, lambda: NOW)  # type: ignore[arg-type]
-    reporter = RunReporter(INSTALLATION, frozenset(), kube, local, approvals, lambda: NOW)  # type: ignore[arg-type]
+    sessions = SessionReporter(INSTALLATION, frozenset(), kube, local, lambda: NOW)  # type: ignore[arg-type]
+    reporter = RunReporter(INSTALLATION, frozenset(), kube, local, approvals, sessions, lambda: NOW)  # type: ignore[arg-type]
     environment = ActivityEnvironment()
     described = {"workflow_id": f"{INSTALLATION}.shop.r1.uid-r1", "workflow_type": "AgentRun", **info}
     environment.info = replace(ActivityEnvironment.default_info(), **described)

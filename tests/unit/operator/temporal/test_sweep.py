@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from dalang_operator.kinds.agentpool.reconcile import PoolFacts
 from dalang_operator.kinds.agentrun.reconcile import RunFacts
+from dalang_operator.kinds.agentsession.reconcile import SessionFacts
 from dalang_operator.kinds.workflow import WorkflowState
 from dalang_operator.kube.errors import NotFound
 from dalang_operator.kube.resources import Json, ObjectKey, Resource
@@ -15,15 +16,33 @@ from dalang_operator.runtime.cache import Cache
 from dalang_operator.temporal.sweep import Sweep
 from dalang_operator.temporal.workflows import ListedWorkflow
 
-from tests.build import INSTALLATION, NOW, awaiting_run, finished_run, pool, run, started_run
+from tests.build import (
+    INSTALLATION,
+    NOW,
+    at,
+    awaiting_run,
+    finished_run,
+    open_session,
+    pool,
+    run,
+    sent_exchange,
+    session,
+    started_run,
+)
 
 KEY = ObjectKey("shop", "r1")
 
 
 def listed(
-    name: str = "r1", *, uid: str | None = None, state: WorkflowState = WorkflowState.OPEN, problems: str = ""
+    name: str = "r1",
+    *,
+    uid: str | None = None,
+    state: WorkflowState = WorkflowState.OPEN,
+    problems: str = "",
+    workflow_type: str = "AgentRun",
 ) -> Any:
-    return ListedWorkflow(f"{INSTALLATION}.shop.{name}.{uid or f'uid-{name}'}", "run-1", state, NOW, problems)
+    workflow_id = f"{INSTALLATION}.shop.{name}.{uid or f'uid-{name}'}"
+    return ListedWorkflow(workflow_id, "run-1", state, NOW, workflow_type, problems)
 
 
 @dataclass
@@ -39,9 +58,8 @@ class FakeTemporal:
 
     async def list(self, query: str) -> AsyncIterator[ListedWorkflow]:
         self.queries.append(query)
-        assert query.startswith(f"WorkflowId STARTS_WITH '{INSTALLATION}.' AND WorkflowType = 'AgentRun' AND "), (
-            "only ours"
-        )
+        ours = f"WorkflowId STARTS_WITH '{INSTALLATION}.' AND WorkflowType IN ('AgentRun', 'AgentSession') AND "
+        assert query.startswith(ours), "only ours"
         if "CloseTime" in query:
             found = self.closed
         else:
@@ -74,6 +92,8 @@ class World:
     cache: Cache = field(default_factory=Cache)
     runs: RunFacts = field(default_factory=RunFacts)
     pools: PoolFacts = field(default_factory=PoolFacts)
+    sessions: SessionFacts = field(default_factory=SessionFacts)
+    woken_sessions: list[ObjectKey] = field(default_factory=list)
     woken: list[ObjectKey] = field(default_factory=list)
     now: datetime = NOW
     namespaces: frozenset[str] = frozenset()
@@ -89,12 +109,15 @@ class World:
             self.pools,
             self.woken.append,
             self.woken.append,
+            self.sessions,
+            self.woken_sessions.append,
             lambda: self.now,
         )
 
     async def sweep(self, later: timedelta = timedelta(0)) -> None:
         self.now += later
         self.woken.clear()
+        self.woken_sessions.clear()
         await self._sweep.sweep()
 
 
@@ -268,3 +291,136 @@ async def test_runs_that_await_approval_bring_no_pool_up_and_are_not_looked_at()
     world.temporal.open_on = {f"{INSTALLATION}.shop.default": 2}
     await world.sweep(timedelta(seconds=30))
     assert world.woken == [ObjectKey("shop", "default")]
+
+
+# ── Sessions ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+CHAT = ObjectKey("shop", "chat")
+CHAT_ID = f"{INSTALLATION}.shop.chat.uid-chat"
+
+
+def of_session(**more: Any) -> Any:
+    return listed("chat", workflow_type="AgentSession", **more)
+
+
+def closed_session() -> Json:
+    obj = open_session()
+    obj["status"]["closedAt"] = at()
+    return obj
+
+
+async def test_a_session_whose_workflow_has_ended_is_looked_at() -> None:
+    world = World()
+    world.cache.runs.put(run())
+    world.cache.sessions.put(open_session())
+    world.temporal.opened = [of_session()]
+    world.temporal.closed = [of_session(state=WorkflowState.COMPLETED)]
+    await world.sweep()
+    assert (world.sessions.doubtful, world.woken_sessions) == ({CHAT_ID}, [CHAT])
+
+
+async def test_a_session_that_only_went_on_in_another_execution_is_left_alone() -> None:
+    world = World()
+    world.cache.runs.put(run())
+    world.cache.sessions.put(open_session())
+    world.temporal.opened = world.temporal.closed = [of_session()]
+    await world.sweep()
+    assert (world.sessions.doubtful, world.woken_sessions) == (set(), [])
+
+
+@pytest.mark.parametrize(
+    ("obj", "is_looked_at"),
+    [
+        pytest.param(open_session(), True, id="it has none any more"),
+        pytest.param(session(), False, id="it has none yet"),
+        pytest.param(closed_session(), False, id="it needs none"),
+        pytest.param(open_session(metadata={"creationTimestamp": at()}), False, id="visibility may lag"),
+    ],
+)
+async def test_a_session_whose_workflow_temporal_does_not_list(obj: Json, is_looked_at: bool) -> None:
+    world = World()
+    world.cache.sessions.put(obj)
+    await world.sweep()
+    assert world.woken_sessions == ([CHAT] if is_looked_at else [])
+
+
+async def test_a_lost_session_that_has_its_workflow_again_is_looked_at() -> None:
+    world = World()
+    lost = open_session()
+    lost["status"]["conditions"] = [{"type": "Ready", "status": "False", "reason": "SessionLost", "message": ""}]
+    world.cache.sessions.put(lost)
+    await world.sweep()
+    assert world.woken_sessions == []
+    world.temporal.opened = [of_session()]
+    await world.sweep(timedelta(minutes=5))
+    assert world.woken_sessions == [CHAT]
+
+
+async def test_the_run_of_a_session_is_doubted_with_its_workflow() -> None:
+    world = World()
+    world.cache.runs.put(sent_exchange())
+    await world.sweep()
+    assert (world.runs.doubtful, world.sessions.doubtful) == (set(), {CHAT_ID})
+    assert world.woken_sessions == [CHAT]
+
+
+async def test_failing_code_of_a_session_is_told_to_it_and_its_run() -> None:
+    world = World()
+    world.cache.deployments.put(deployment(ready=1))
+    world.cache.sessions.put(open_session())
+    world.cache.runs.put(sent_exchange())
+    world.temporal.opened = [of_session()]
+    world.temporal.failing = [of_session(problems="cause=NonDeterminism")]
+    await world.sweep()
+    assert world.sessions.problems == {CHAT_ID: "cause=NonDeterminism"}
+    assert (world.woken_sessions, KEY in world.woken) == ([CHAT], True)
+    world.temporal.failing = []
+    await world.sweep(timedelta(seconds=30))
+    assert (world.sessions.problems, world.woken_sessions, world.woken) == ({}, [CHAT], [KEY])
+    await world.sweep(timedelta(seconds=30))
+    assert (world.woken_sessions, world.woken) == ([], [])
+
+
+async def test_the_workflow_of_a_session_that_is_gone_is_stopped_once_no_run_of_it_is_under_way() -> None:
+    world = World()
+    world.temporal.opened = [of_session()]
+    world.cache.runs.put(sent_exchange())
+    for _ in range(3):
+        await world.sweep(timedelta(minutes=5))
+    assert world.temporal.terminated == []
+    world.cache.runs.drop(sent_exchange())
+    for _ in range(2):
+        await world.sweep(timedelta(minutes=5))
+    assert world.temporal.terminated == [CHAT_ID]
+
+
+async def test_a_session_in_the_cluster_is_no_orphan() -> None:
+    world = World()
+    world.temporal.opened = [of_session()]
+    world.kube.objects["chat"] = open_session()
+    for _ in range(3):
+        await world.sweep(timedelta(minutes=5))
+    assert world.temporal.terminated == []
+
+
+async def test_a_queued_run_waits_for_no_worker() -> None:
+    world = World()
+    world.cache.runs.put(sent_exchange(phase="Pending"))
+    world.temporal.opened = [of_session()]
+    await world.sweep(timedelta(minutes=1))
+    await world.sweep(timedelta(seconds=30))
+    assert world.woken == []
+
+
+async def test_a_pool_at_zero_with_a_run_of_a_session_under_way_is_woken() -> None:
+    world = World()
+    world.cache.pools.put(pool())
+    zero = deployment(ready=0)
+    world.cache.deployments.put({**zero, "spec": {"replicas": 0}})
+    world.cache.runs.put(sent_exchange(phase="AwaitingApproval"))
+    world.temporal.opened = [of_session()]
+    await world.sweep()
+    assert ObjectKey("shop", "default") not in world.woken
+    world.cache.runs.put(sent_exchange(metadata={"resourceVersion": "11"}))
+    await world.sweep(timedelta(seconds=30))
+    assert ObjectKey("shop", "default") in world.woken

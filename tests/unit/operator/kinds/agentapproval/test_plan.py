@@ -26,9 +26,20 @@ from dalang_operator.kinds.agentapproval.plan import (
 from dalang_operator.kube.resources import Json, ObjectKey
 from dalang_operator.kube.status import find_condition
 
-from tests.build import INSTALLATION, NOW, approval, at, awaiting_run, finished_run, started_run
+from tests.build import (
+    INSTALLATION,
+    NOW,
+    approval,
+    at,
+    awaiting_run,
+    exchange,
+    finished_run,
+    sent_exchange,
+    started_run,
+)
 
 ID = f"{INSTALLATION}.shop.r1.uid-r1"
+CHAT = f"{INSTALLATION}.shop.chat.uid-chat"
 OLD = NOW - timedelta(days=1)
 PROVEN = Proof(None, OLD)
 MISSING = Proof("the policy is missing. Install it: dalang admission-policies", None)
@@ -140,6 +151,22 @@ def listed(count: int) -> Json:
             [],
             id="of an earlier run of the name: left to the garbage collector",
         ),
+        pytest.param(
+            observed(approved(workflowId=CHAT), sent_exchange(phase="AwaitingApproval")),
+            [SIGNAL, WAKE, DELIVERED],
+            id="of a run of a session: its status names the session's workflow",
+        ),
+        pytest.param(
+            observed(approved(workflowId=CHAT), exchange()),
+            [("status", "Pending", "InvalidSpec")],
+            id="nothing says yet that the run was sent to that session",
+        ),
+        pytest.param(
+            observed(approved(workflowId=CHAT), started_run()),
+            [("status", "Pending", "InvalidSpec")],
+            id="its run belongs to no session",
+        ),
+        pytest.param(observed(approved(workflowId=CHAT), None), [], id="of a run of a session that is gone"),
         pytest.param(observed(approval(), None), [], id="its run is gone"),
         pytest.param(observed(approved(), finished_run()), [RUN_ENDED], id="decided, and its run has ended"),
         pytest.param(observed(approval(), finished_run()), [RUN_ENDED], id="undecided, and its run has ended"),
@@ -295,3 +322,10 @@ def test_the_proof_is_compared_with_the_objects_own_time() -> None:
     young = approved(metadata={"creationTimestamp": at(timedelta(seconds=-5))})
     since = datetime.fromisoformat(at(timedelta(seconds=-9)))
     assert next(summary(action) for action in plan(observed(young, proof=Proof(None, since))).actions) == SIGNAL
+
+
+def test_a_run_of_a_session_is_asked_again_by_its_session() -> None:
+    waits = sent_exchange(phase="AwaitingApproval")
+    waits["status"]["pendingApprovals"] = WAITS["status"]["pendingApprovals"]
+    given = replace(observed(approval()), approval=None, run=waits)
+    assert [summary(action) for action in plan(given).actions] == [("ask again", CHAT), WAKE]

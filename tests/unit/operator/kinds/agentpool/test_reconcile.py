@@ -13,7 +13,7 @@ from dalang_operator.kube.errors import AlreadyExists, Forbidden, Invalid, NotFo
 from dalang_operator.kube.resources import Json, ObjectKey, Resource, key_of
 from dalang_operator.runtime.cache import Cache
 
-from tests.build import INSTALLATION, NOW, agent, awaiting_run, config_map, model, pool
+from tests.build import INSTALLATION, NOW, agent, awaiting_run, config_map, model, open_session, pool, session
 
 KEY = ObjectKey("shop", "default")
 WORKER = WorkerSettings(INSTALLATION, "dalang:1", "temporal:7233", "default", False, "info", "text")
@@ -82,6 +82,7 @@ class FakeQueues:
     opened: int = 0
 
     async def count(self, query: str) -> int:
+        assert "WorkflowType = 'AgentRun'" in query, "sessions are open for months"
         return self.opened
 
 
@@ -242,6 +243,32 @@ async def test_the_workers_get_what_models_servers_and_retrievers_of_the_pool_ne
     deployment = world.kube.objects[("deployments", "dalang-default")]
     secrets = {"openai", "embeddings", "header", "bearer", "env", "qdrant"}
     assert mounted_credentials(deployment) == Credentials(frozenset(secrets), frozenset({"anthropic"}))
+
+
+@pytest.mark.parametrize(
+    ("obj", "is_mounted"),
+    [
+        pytest.param(session(summary={"modelRef": {"name": "small"}}), True, id="of an agent of the pool"),
+        pytest.param(
+            open_session(summary={"modelRef": {"name": "small"}}, agentRef={"name": "moved"}),
+            True,
+            id="whose workflow is on the pool",
+        ),
+        pytest.param(
+            session(summary={"modelRef": {"name": "small"}}, agentRef={"name": "moved"}), False, id="of another pool"
+        ),
+        pytest.param(session(summary={"modelRef": {"name": "small"}, "enabled": False}), False, id="without summaries"),
+    ],
+)
+async def test_the_workers_get_what_the_model_of_a_sessions_summary_needs(obj: Json, is_mounted: bool) -> None:
+    world = World()
+    world.cache.agents.put(agent("moved", poolRef={"name": "gpu"}))
+    world.cache.models.put(model("small", secret="summaries"))
+    world.cache.sessions.put(obj)
+    world.has("agentpools", pool())
+    await world.reconcile()
+    mounted = mounted_credentials(world.kube.objects[("deployments", "dalang-default")])
+    assert ("summaries" in mounted.secrets) is is_mounted
 
 
 async def test_runs_that_await_approval_keep_no_worker_until_they_are_told_something() -> None:

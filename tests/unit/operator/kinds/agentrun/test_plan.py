@@ -12,6 +12,7 @@ from dalang_operator.kinds.agentrun.plan import (
     Action,
     CancelWorkflow,
     DeleteRun,
+    LeaveOut,
     Observed,
     Plan,
     Settings,
@@ -38,11 +39,13 @@ from tests.build import (
     at,
     awaiting_run,
     config_map,
+    exchange,
     finished_run,
     known,
     model,
     pool,
     run,
+    sent_exchange,
     started_run,
 )
 
@@ -368,6 +371,18 @@ def chain(count: int, **spec: Any) -> list[Json]:
             id="an owned run has it, too",
         ),
         pytest.param(
+            observed(
+                finished_run(
+                    ago=timedelta(days=900),
+                    metadata={
+                        "ownerReferences": [{"kind": "AgentSchedule", "name": "n", "uid": "o", "controller": True}]
+                    },
+                )
+            ),
+            [],
+            id="a schedule's run stays as long as its runHistory says",
+        ),
+        pytest.param(
             observed(finished_run(ago=timedelta(days=900))),
             [],
             id="a run with a name of its own is declared, and stays",
@@ -542,3 +557,107 @@ def asked(begin: int, end: int | None) -> Json:
 )
 def test_how_long_humans_took(approvals: list[Json], minutes: int) -> None:
     assert time_waited(approvals, NOW) == timedelta(minutes=minutes)
+
+
+# ── In a session ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+SESSION = f"{INSTALLATION}.shop.chat.uid-chat"
+NO_WORKER: dict[str, Any] = {"has_worker": False, "pool_message": "A worker is wanted and none is ready yet"}
+
+
+def leave_out(reason: str, *, uid: str = "uid-r1", deleted: bool | None = None) -> LeaveOut:
+    run = contract.RunIdentity(name="r1", uid=uid)
+    return LeaveOut(SESSION, contract.CancelExchange(run=run, deleted=deleted), reason)
+
+
+def awaiting_exchange(**spec: Any) -> Json:
+    return sent_exchange(phase="AwaitingApproval", **spec)
+
+
+@pytest.mark.parametrize(
+    ("given", "actions"),
+    [
+        pytest.param(observed(exchange()), [], id="its session's reconcile sends it"),
+        pytest.param(observed(exchange(cancel=True)), [], id="and ends it if it is cancelled before that"),
+        pytest.param(observed(exchange(metadata={"deletionTimestamp": at()})), [], id="being deleted, not sent"),
+        pytest.param(observed(sent_exchange()), [], id="under way"),
+        pytest.param(observed(sent_exchange(phase="Pending"), **NO_WORKER), [], id="queued, it waits for no worker"),
+        pytest.param(
+            observed(sent_exchange(metadata={"deletionTimestamp": at()})),
+            [leave_out("the AgentRun is being deleted", deleted=True)],
+            id="being deleted: only this run is left out",
+        ),
+        pytest.param(
+            observed(sent_exchange(cancel=True)), [leave_out("spec.cancel was set"), WAKE], id="cancelled: likewise"
+        ),
+        pytest.param(
+            observed(sent_exchange(phase="Pending", cancel=True)),
+            [leave_out("spec.cancel was set"), WAKE],
+            id="also while it is queued",
+        ),
+        pytest.param(
+            observed(awaiting_exchange(cancel=True)),
+            [leave_out("spec.cancel was set"), WAKE],
+            id="also while it awaits approval",
+        ),
+        pytest.param(observed(sent_exchange(cancel=True), cancel_sent=NOW), [], id="its session was told"),
+        pytest.param(
+            observed(sent_exchange(cancel=True), cancel_sent=NOW - timedelta(minutes=1), **NO_WORKER),
+            [
+                leave_out("its pool has no worker to end it", deleted=True),
+                ("status", "Cancelled", "Cancelled", "Cancelled", True),
+            ],
+            id="cancelled, and no worker does it",
+        ),
+        pytest.param(
+            observed(sent_exchange(limits={"timeout": "10m"}), **NO_WORKER),
+            [
+                leave_out("its pool has no worker to end it", deleted=True),
+                ("status", "Failed", "Timeout", "Timeout", True),
+            ],
+            id="its time is over, and no worker sees that: the session stays",
+        ),
+        pytest.param(
+            observed(sent_exchange(limits={"timeout": "5h"}), there=(agent(limits={"timeout": "5h"}), model(), pool())),
+            [],
+            id="its time is not over",
+        ),
+        pytest.param(
+            observed(sent_exchange(limits={"timeout": "10m"}), problem="category=WorkflowTaskFailed"),
+            [
+                leave_out("its code fails, past its timeout", deleted=True),
+                ("status", "Failed", "WorkflowTaskFailing", "WorkflowTaskFailing", True),
+            ],
+            id="its session's code fails until long past its time",
+        ),
+        pytest.param(observed(awaiting_exchange(), **NO_WORKER), [], id="who awaits approval needs no worker"),
+        pytest.param(
+            observed(None, gone=frozenset({"uid-r1"}), exchanges={"uid-r1": SESSION}),
+            [leave_out("the AgentRun was deleted", deleted=True)],
+            id="deleted: its session leaves it out",
+        ),
+        pytest.param(
+            observed(None, gone=frozenset({"uid-r1"}), exchanges={"uid-r1": ""}),
+            [],
+            id="deleted, and no session had begun",
+        ),
+        pytest.param(
+            observed(sent_exchange(), gone=frozenset({"uid-old"}), exchanges={"uid-old": SESSION}),
+            [leave_out("the AgentRun was deleted", uid="uid-old", deleted=True)],
+            id="deleted and made anew",
+        ),
+    ],
+)
+def test_plan_in_a_session(given: Observed, actions: list[Any]) -> None:
+    assert [summary(action) for action in plan(given).actions] == actions
+
+
+def test_a_session_lowers_the_time_its_runs_have() -> None:
+    given = replace(
+        observed(sent_exchange(limits={"timeout": "3h"}), there=(agent(limits={"timeout": "3h"}), model(), pool())),
+        **NO_WORKER,
+    )
+    [waits] = plan(given).actions
+    assert summary(waits) == ("status", "Running", "WorkerMissing", None, False)
+    lowered = replace(given, session={"spec": {"limits": {"timeout": "10m"}}})
+    assert [summary(action)[1:3] for action in plan(lowered).actions[1:]] == [("Failed", "Timeout")]

@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from dalang_api.contract import RunInput
+from dalang_api.contract import CancelExchange, RunIdentity, RunInput, Wire
 from dalang_operator.kinds.agentrun.plan import Settings
 from dalang_operator.kinds.agentrun.reconcile import ENDING_SECONDS, RunFacts, RunReconciler
+from dalang_operator.kinds.agentsession.reconcile import SessionFacts
 from dalang_operator.kinds.config_maps import RecentConfigMaps
 from dalang_operator.kinds.reach import has_live_run
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
@@ -18,7 +19,20 @@ from dalang_operator.kube.resources import CONFIG_MAPS, Json, ObjectKey, Resourc
 from dalang_operator.runtime.cache import Cache
 from dalang_operator.temporal.errors import TemporalUnavailable, WorkflowNotFound
 
-from tests.build import INSTALLATION, NOW, agent, approval, config_map, model, pool, run, started_run
+from tests.build import (
+    INSTALLATION,
+    NOW,
+    agent,
+    approval,
+    config_map,
+    exchange,
+    model,
+    open_session,
+    pool,
+    run,
+    sent_exchange,
+    started_run,
+)
 
 KEY = ObjectKey("shop", "r1")
 ID = f"{INSTALLATION}.shop.r1.uid-r1"
@@ -77,6 +91,7 @@ class FakeWorkflows:
     views: dict[str, WorkflowView] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
     inputs: list[RunInput] = field(default_factory=list)
+    signals: list[Wire | None] = field(default_factory=list)
     is_away: bool = False
 
     async def start(self, workflow_id: str, task_queue: str, run_input: RunInput, request_id: str) -> WorkflowView:
@@ -95,6 +110,12 @@ class FakeWorkflows:
         self.calls.append(("terminate", workflow_id))
         return self.views.pop(workflow_id, None) is not None
 
+    async def signal(self, workflow_id: str, name: str, value: Wire | None, request_id: str) -> None:
+        self.calls.append((name, workflow_id))
+        self.signals.append(value)
+        if (await self.look(workflow_id)).state is not WorkflowState.OPEN:
+            raise WorkflowNotFound("completed")
+
     async def look(self, workflow_id: str) -> WorkflowView:
         return self.views.get(workflow_id, WorkflowView(WorkflowState.MISSING))
 
@@ -108,6 +129,8 @@ class World:
     cache: Cache = field(default_factory=Cache)
     facts: RunFacts = field(default_factory=RunFacts)
     woken: list[ObjectKey] = field(default_factory=list)
+    sessions: SessionFacts = field(default_factory=SessionFacts)
+    woken_sessions: list[ObjectKey] = field(default_factory=list)
     now: datetime = NOW
 
     def __post_init__(self) -> None:
@@ -131,6 +154,8 @@ class World:
             Settings(INSTALLATION, timedelta(hours=24)),
             wake,
             lambda: self.now,
+            self.sessions,
+            self.woken_sessions.append,
         )
         return await reconciler.reconcile(KEY)
 
@@ -338,3 +363,64 @@ async def test_a_run_without_worker_is_not_ended_for_the_time_that_a_human_took(
     world.kube.approvals = [approval(metadata={"ownerReferences": [{"uid": "another", "controller": True}]})]
     await world.reconcile()
     assert world.status["phase"] == "Failed"
+
+
+# ── In a session ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+CHAT = ObjectKey("shop", "chat")
+CHAT_ID = f"{INSTALLATION}.shop.chat.uid-chat"
+
+
+async def test_a_run_of_a_session_is_sent_by_its_session_alone() -> None:
+    world = World()
+    world.cache.sessions.put(open_session())
+    for obj in (exchange(), exchange(cancel=True, metadata={"resourceVersion": "11"})):
+        world.has(obj)
+        await world.reconcile()
+    assert (world.workflows.calls, world.kube.writes) == ([], [])
+
+
+async def test_a_cancelled_run_of_a_session_is_told_to_that_once() -> None:
+    world = World()
+    world.workflows.views[CHAT_ID] = WorkflowView(WorkflowState.OPEN, "run-1")
+    world.has(sent_exchange(cancel=True))
+    for _ in range(2):
+        await world.reconcile()
+    assert world.workflows.calls == [("cancelExchange", CHAT_ID)]
+    assert world.workflows.signals == [CancelExchange(run=RunIdentity(name="r1", uid="uid-r1"))]
+    assert world.kube.writes == [], "its session reports the end"
+
+
+async def test_a_session_that_has_ended_is_looked_at_when_a_run_of_it_is_cancelled() -> None:
+    world = World()
+    world.has(sent_exchange(cancel=True))
+    await world.reconcile()
+    assert (world.sessions.doubtful, world.woken_sessions) == ({CHAT_ID}, [CHAT])
+    assert world.facts.cancel_sent == {}
+
+
+async def test_a_deleted_run_of_a_session_leaves_the_session_its_workflow() -> None:
+    world = World()
+    world.workflows.views[CHAT_ID] = WorkflowView(WorkflowState.OPEN, "run-1")
+    world.facts.gone[KEY] = {"uid-r1"}
+    world.facts.exchanges["uid-r1"] = CHAT_ID
+    await world.reconcile()
+    assert world.workflows.calls == [("cancelExchange", CHAT_ID)]
+    assert world.workflows.signals == [CancelExchange(run=RunIdentity(name="r1", uid="uid-r1"), deleted=True)]
+    assert (world.facts.gone, world.facts.exchanges) == ({}, {})
+
+
+async def test_code_of_a_session_that_fails_stalls_the_run_under_way() -> None:
+    world = World()
+    world.facts.swept = True
+    obj = sent_exchange(limits={"timeout": "3h"})
+    world.cache.agents.put(agent(metadata={"resourceVersion": "11"}, limits={"timeout": "3h"}))
+    world.has(obj)
+    world.sessions.problems[CHAT_ID] = "cause=NonDeterminism"
+    await world.reconcile()
+    assert [each["reason"] for each in world.status["conditions"] if each["type"] == "Stalled"] == [
+        "WorkflowTaskFailing"
+    ]
+    world.sessions.problems.clear()
+    await world.reconcile()
+    assert [each for each in world.status["conditions"] if each["type"] == "Stalled"] == []

@@ -1,0 +1,1 @@
+"""AgentSchedule: one Temporal Schedule each, whose firings create AgentRuns."""

@@ -1,0 +1,441 @@
+"""AgentSchedule: observe one schedule, plan, execute."""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Protocol, TypeVar
+
+from dalang_api.contract import (
+    RUN_ENDED_SIGNAL,
+    CreatedRun,
+    RunEnded,
+    Wire,
+    run_workflow_id,
+    schedule_id,
+    scheduled_run_name,
+    trigger_workflow_id,
+)
+from dalang_api.v1alpha1.conditions import Phase
+
+from dalang_operator.kinds.agentschedule.desired import (
+    FAILURE_NOTE,
+    DesiredSchedule,
+    ScheduleView,
+    pauses_on_failure,
+    policy_of,
+)
+from dalang_operator.kinds.agentschedule.plan import (
+    BACKFILL,
+    SOON_SECONDS,
+    Action,
+    ApplySchedule,
+    BackfillRuns,
+    DeleteRun,
+    Observed,
+    PauseSchedule,
+    RemoveSchedule,
+    TellEvent,
+    TriggerRun,
+    WriteStatus,
+    free_second,
+    is_settled,
+    plan,
+    refused_backfill,
+    surplus_runs,
+    wrong_count,
+)
+from dalang_operator.kinds.agentschedule.runs import (
+    DRY_RUN_AT,
+    SCHEDULE_LABEL,
+    Firing,
+    firing_of,
+    gone_run_ended,
+    make_run,
+    run_ended,
+)
+from dalang_operator.kinds.agentschedule.status import failed_status
+from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
+from dalang_operator.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
+from dalang_operator.kube.events import tell_event
+from dalang_operator.kube.resources import (
+    AGENT_RUNS,
+    AGENT_SCHEDULES,
+    Json,
+    ObjectKey,
+    PatchBody,
+    Resource,
+    key_of,
+    uid_of,
+)
+from dalang_operator.kube.status import clip, write_status
+from dalang_operator.runtime.cache import Cache, is_finished
+from dalang_operator.runtime.references import schedule_of
+from dalang_operator.temporal.errors import ArgumentRefused, TemporalError, WorkflowNotFound
+
+logger = logging.getLogger(__name__)
+
+NOTE_MAX = 512
+FAILED_AFTER = timedelta(seconds=15)
+"""A schedule that could not be written for so long says so; shorter outages cost no write."""
+TRIGGER_REACH = timedelta(minutes=1)
+"""How far back a second is looked for that no other run has."""
+
+_Fact = TypeVar("_Fact")
+
+
+class KubePort(Protocol):
+    """What the reconcile needs of the API server."""
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Json: ...
+
+    def list_pages(
+        self, resource: Resource, namespace: str | None, *, fields: str = "", labels: str = ""
+    ) -> AsyncIterator[tuple[list[Json], str]]: ...
+
+    async def create(self, resource: Resource, namespace: str, body: Json, *, dry_run: bool = False) -> Json: ...
+
+    async def patch(
+        self, resource: Resource, namespace: str, name: str, body: PatchBody, subresource: str | None = None
+    ) -> Json: ...
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, *, uid: str, resource_version: str | None = None
+    ) -> None: ...
+
+
+class WorkflowPort(Protocol):
+    """What the reconcile needs of Temporal's workflows."""
+
+    async def signal(self, workflow_id: str, name: str, value: Wire | None, request_id: str) -> None: ...
+
+    async def look(self, workflow_id: str) -> WorkflowView: ...
+
+
+class SchedulePort(Protocol):
+    """What the reconcile needs of Temporal's schedules."""
+
+    async def create(self, desired: DesiredSchedule) -> None: ...
+
+    async def update(self, desired: DesiredSchedule, token: bytes) -> None: ...
+
+    async def describe(self, id_: str) -> ScheduleView | None: ...
+
+    async def pause(self, id_: str, note: str, request_id: str) -> None: ...
+
+    async def trigger(self, id_: str, scheduled_at: datetime, request_id: str) -> None: ...
+
+    async def backfill(self, wanted: BackfillRuns) -> None: ...
+
+    async def times(self, id_: str, begin: datetime, end: datetime) -> list[datetime]: ...
+
+    async def remove(self, id_: str, reason: str) -> bool: ...
+
+    async def created_run(self, workflow_id: str) -> CreatedRun | None: ...
+
+
+@dataclass
+class ScheduleFacts:
+    """What is known of schedules beside their objects. All of it is safe to lose: the sweep finds it out again."""
+
+    gone: dict[ObjectKey, set[str]] = field(default_factory=dict)
+    """Uids that were deleted, or whose schedule in Temporal has no object, and were not looked after yet."""
+    firings: dict[ObjectKey, set[Firing]] = field(default_factory=dict)
+    """Firings whose run has left the watch, or which wait though their run is not under way."""
+    listed: dict[ObjectKey, tuple[str, int]] = field(default_factory=dict)
+    """Uid and generation for which the finished runs were listed; forgotten when one ends."""
+    triggered: dict[ObjectKey, set[datetime]] = field(default_factory=dict)
+    """The times given to the last triggers, whose runs may not be known yet."""
+
+    failing_since: dict[ObjectKey, datetime] = field(default_factory=dict)
+    """Keys that Temporal could not be told of, and when that was the first time in a row."""
+
+    def run_left(self, run: Json) -> None:
+        """Note that a schedule's run has ended, or was deleted."""
+        found = firing_of(run)
+        if found is not None:
+            key, firing = found
+            self.firings.setdefault(key, set()).add(firing)
+            self.listed.pop(key, None)
+
+
+@dataclass(frozen=True)
+class ScheduleReconciler:
+    """Brings AgentSchedules to where they should be."""
+
+    kube: KubePort
+    workflows: WorkflowPort
+    schedules: SchedulePort
+    cache: Cache
+    facts: ScheduleFacts
+    installation: str
+    now: Callable[[], datetime]
+
+    async def reconcile(self, key: ObjectKey) -> float | None:
+        """Reconcile one schedule; returns after how many seconds to look again, or None."""
+        gone = frozenset(self.facts.gone.get(key, ()))
+        firings = frozenset(self.facts.firings.get(key, ()))
+        schedule = self.cache.schedules.get(key)
+        if schedule is None or uid_of(schedule) in gone:
+            schedule = await self._read(AGENT_SCHEDULES, key)
+        left = await self._end_firings(key, schedule, firings)
+        requeue_after = await self._carry_out(await self._observe(key, schedule, gone))
+        self._settle(key, gone, firings - left)
+        may_be_paused = firings and schedule is not None and pauses_on_failure(schedule)  # by Temporal, a moment later
+        return SOON_SECONDS if left or may_be_paused else requeue_after
+
+    # ── Firings ──
+
+    async def _end_firings(
+        self, key: ObjectKey, schedule: Json | None, firings: frozenset[Firing]
+    ) -> frozenset[Firing]:
+        """Tell each of these firings whose run has ended; returns those that have to be looked at again soon."""
+        if schedule is None:
+            return frozenset()  # removed with their schedule
+        return frozenset([each for each in sorted(firings) if await self._is_left(key, schedule, each)])
+
+    async def _is_left(self, key: ObjectKey, schedule: Json, firing: Firing) -> bool:
+        run_key = ObjectKey(key.namespace, scheduled_run_name(key.name, firing.uid, firing.scheduled_at))
+        if firing.uid != uid_of(schedule) or self.cache.runs.get(run_key) is not None:
+            return False
+        workflow_id = trigger_workflow_id(schedule_id(self.installation, *key, firing.uid), firing.scheduled_at)
+        run = await self._read(AGENT_RUNS, run_key)
+        if run is not None and schedule_of(run) == (key, firing.uid):
+            ended = run_ended(run) if is_finished(run) else None
+            if ended is not None:
+                await self._tell(schedule, workflow_id, run_key.name, ended)
+            return False
+        created = await self.schedules.created_run(workflow_id)
+        if created is None or created.run is None:
+            return False  # it has not been created yet, or the firing has ended without
+        view = await self.workflows.look(
+            run_workflow_id(self.installation, run_key.namespace, run_key.name, created.run.uid)
+        )
+        ended = gone_run_ended(created.run.uid, view)
+        if ended is not None:
+            await self._tell(schedule, workflow_id, run_key.name, ended)
+        return ended is None
+
+    async def _tell(self, schedule: Json, workflow_id: str, run: str, ended: RunEnded) -> None:
+        """Tell a firing what became of its run, once or more.
+
+        Temporal itself pauses for a firing that fails only where it watches it: not where several may run at once, nor
+        one that was triggered by hand. So the operator does, and first: afterwards nothing would bring it here again.
+        """
+        failing: set[str] = {Phase.FAILED, Phase.CANCELLED} if policy_of(schedule) == "Allow" else {Phase.FAILED}
+        if pauses_on_failure(schedule) and ended.phase in failing:
+            if (await self.workflows.look(workflow_id)).state is not WorkflowState.OPEN:
+                return
+            id_ = schedule_id(self.installation, *key_of(schedule), uid_of(schedule))
+            note = clip(f"{FAILURE_NOTE} {run} ended as {ended.phase}: {ended.message}", NOTE_MAX)
+            await self.schedules.pause(id_, note, f"pause {ended.run_uid}")
+        try:
+            await self.workflows.signal(workflow_id, RUN_ENDED_SIGNAL, ended, f"ended {ended.run_uid}")
+        except WorkflowNotFound:
+            return
+        logger.info("AgentSchedule %s: run %s: %s", key_of(schedule), run, ended.phase)
+
+    # ── Observe ──
+
+    async def _observe(self, key: ObjectKey, schedule: Json | None, gone: frozenset[str]) -> Observed:
+        observed = Observed(key, self.installation, self.now(), schedule, gone)
+        if schedule is None or schedule["metadata"].get("deletionTimestamp"):
+            return observed
+        finished = await self._finished(key, schedule)
+        observed = replace(
+            observed,
+            active=tuple(self._active(key, schedule)),
+            finished=finished,
+            firing=frozenset([run async for run in self._firing(key, schedule, finished or ())]),
+        )
+        if not is_settled(schedule):
+            observed = replace(observed, template_problem=await self._template_problem(key, schedule))
+        return replace(observed, view=await self._describe(schedule))
+
+    def _active(self, key: ObjectKey, schedule: Json) -> list[Json]:
+        found = map(self.cache.runs.get, self.cache.runs.by("schedule", *key))
+        return [run for run in found if run is not None and schedule_of(run) == (key, uid_of(schedule))]
+
+    async def _finished(self, key: ObjectKey, schedule: Json) -> tuple[Json, ...] | None:
+        """Return the finished runs, or None where none has ended since they were listed."""
+        version = (uid_of(schedule), schedule["metadata"]["generation"])
+        if self.facts.listed.get(key) == version:
+            return None
+        self.facts.listed[key] = version  # before the list: a run that ends meanwhile takes it away again
+        found: list[Json] = []
+        try:
+            labels = f"{SCHEDULE_LABEL}={key.name}"
+            async for page, _ in self.kube.list_pages(
+                AGENT_RUNS, key.namespace, fields="status.finishedAt!=", labels=labels
+            ):
+                found += [run for run in page if schedule_of(run) == (key, uid_of(schedule))]
+        except BaseException:
+            self.facts.listed.pop(key, None)
+            raise
+        return tuple(found)
+
+    async def _firing(self, key: ObjectKey, schedule: Json, finished: tuple[Json, ...]) -> AsyncIterator[str]:
+        """Yield the names of the runs to be deleted whose firing does not know yet that they have ended."""
+        for run in surplus_runs(schedule, finished):
+            found = firing_of(run)
+            if found is None:
+                continue
+            workflow_id = trigger_workflow_id(
+                schedule_id(self.installation, *key, uid_of(schedule)), found[1].scheduled_at
+            )
+            if (await self.workflows.look(workflow_id)).state is WorkflowState.OPEN:
+                self.facts.run_left(run)
+                yield key_of(run).name
+
+    async def _template_problem(self, key: ObjectKey, schedule: Json) -> str | None:
+        """Ask the API server, admission included, whether it would take a run of the template."""
+        try:
+            await self.kube.create(AGENT_RUNS, key.namespace, make_run(schedule, DRY_RUN_AT), dry_run=True)
+        except AlreadyExists:
+            return None
+        except (Invalid, Forbidden) as error:
+            return str(error)
+        return None
+
+    async def _describe(self, schedule: Json) -> ScheduleView | None:
+        try:
+            return await self.schedules.describe(schedule_id(self.installation, *key_of(schedule), uid_of(schedule)))
+        except TemporalError as error:
+            await self._fail(schedule, error)
+            raise
+
+    async def _read(self, resource: Resource, key: ObjectKey) -> Json | None:
+        try:
+            return await self.kube.get(resource, key.namespace, key.name)
+        except NotFound:
+            return None
+
+    # ── Execute ──
+
+    async def _carry_out(self, observed: Observed) -> float | None:
+        """Execute the plan. A write to the schedule changes what is known, so after it the rest is planned anew."""
+        steps = plan(observed)
+        for action in steps.actions:
+            if isinstance(action, ApplySchedule):
+                return await self._carry_out(await self._apply(observed, action))
+            await self._execute(observed, action)
+        return steps.requeue_after
+
+    async def _apply(self, observed: Observed, apply: ApplySchedule) -> Observed:
+        schedule = observed.schedule
+        assert schedule is not None, "it is written for an object"
+        try:
+            if apply.token is None:
+                await self.schedules.create(apply.desired)
+            else:
+                await self.schedules.update(apply.desired, apply.token)
+            view = await self.schedules.describe(apply.desired.id)
+        except ArgumentRefused as error:
+            return replace(observed, schedule_problem=str(error))
+        except TemporalError as error:
+            await self._fail(schedule, error)
+            raise
+        logger.info("AgentSchedule %s: written to Temporal", observed.key)
+        if view is None:
+            raise Conflict(f"schedule {apply.desired.id} was deleted in Temporal just now")
+        return replace(observed, view=view, is_applied=True)
+
+    async def _fail(self, schedule: Json, error: TemporalError) -> None:
+        """Say of a schedule that Temporal does not have as it is that it could not be written, if that lasts."""
+        since = self.facts.failing_since.setdefault(key_of(schedule), self.now())
+        if not is_settled(schedule) and self.now() - since >= FAILED_AFTER:
+            await self._write(schedule, failed_status(schedule, str(error), self.now()))
+
+    async def _execute(self, observed: Observed, action: Action) -> None:
+        key, schedule = observed.key, observed.schedule
+        match action:
+            case RemoveSchedule(id_):
+                if await self.schedules.remove(id_, "the AgentSchedule was deleted"):
+                    logger.info("AgentSchedule %s: removed from Temporal", key)
+            case PauseSchedule(id_, note):
+                await self.schedules.pause(id_, clip(note, NOTE_MAX), f"pause {observed.now.timestamp():.0f}")
+            case TriggerRun():
+                await self._trigger(observed, action)
+            case BackfillRuns():
+                assert schedule is not None, "an annotation stands on an object"
+                await self._backfill(observed, schedule, action)
+            case DeleteRun():
+                await self._delete(key, action)
+            case TellEvent():
+                assert schedule is not None, "it is about an object"
+                await self._tell_event(schedule, action)
+            case WriteStatus(status):
+                assert schedule is not None, "a status is planned for an object"
+                await self._write(schedule, status)
+
+    async def _trigger(self, observed: Observed, wanted: TriggerRun) -> None:
+        """Fire once more, in the name of a second that is no time of the schedule and that no other run has."""
+        key, since = observed.key, observed.now - TRIGGER_REACH
+        taken = {each for each in self.facts.triggered.get(key, ()) if each > since}
+        taken.update(await self.schedules.times(wanted.id, since, observed.now))
+        scheduled_at = free_second(observed, taken)
+        self.facts.triggered[key] = {*taken, scheduled_at}
+        await self.schedules.trigger(wanted.id, scheduled_at, wanted.request_id)
+        logger.info("AgentSchedule %s: triggered by annotation", key)
+
+    async def _backfill(self, observed: Observed, schedule: Json, wanted: BackfillRuns) -> None:
+        count = len(await self.schedules.times(wanted.id, wanted.begin, wanted.end))
+        if problem := wrong_count(count):
+            value = schedule["metadata"]["annotations"][BACKFILL]
+            await self._tell_event(schedule, refused_backfill(schedule, value, problem))
+            return
+        await self.schedules.backfill(wanted)
+        logger.info("AgentSchedule %s: %d times backfilled", observed.key, count)
+
+    async def _tell_event(self, schedule: Json, event: TellEvent) -> None:
+        about = {"apiVersion": AGENT_SCHEDULES.api_version, "kind": AGENT_SCHEDULES.kind, **schedule}
+        await tell_event(
+            self.kube,
+            about,
+            name=event.name,
+            kind=event.kind,
+            reason=event.reason,
+            action="Schedule",
+            note=event.note,
+            now=self.now(),
+        )
+        logger.warning("AgentSchedule %s: %s", key_of(schedule), event.note)
+
+    async def _delete(self, key: ObjectKey, deletion: DeleteRun) -> None:
+        try:
+            await self.kube.delete(
+                AGENT_RUNS, key.namespace, deletion.name, uid=deletion.uid, resource_version=deletion.resource_version
+            )
+        except NotFound:
+            return
+        except Conflict:
+            self.facts.listed.pop(key, None)
+            raise
+        logger.info("AgentRun %s/%s deleted: its schedule keeps newer ones", key.namespace, deletion.name)
+
+    async def _write(self, schedule: Json, status: Json) -> None:
+        try:
+            written = await write_status(self.kube, AGENT_SCHEDULES, schedule, status, "controller")
+        except NotFound as error:
+            self.cache.schedules.drop(schedule)
+            self.facts.gone.setdefault(key_of(schedule), set()).add(uid_of(schedule))
+            raise Conflict(str(error)) from error
+        if written is not None:
+            self.cache.schedules.put(written)
+
+    def _settle(self, key: ObjectKey, gone: frozenset[str], firings: frozenset[Firing]) -> None:
+        """Forget what was looked after. Only now: had anything failed, the next attempt would need it."""
+        _forget(self.facts.gone, key, gone)
+        _forget(self.facts.firings, key, firings)
+        self.facts.failing_since.pop(key, None)
+        if self.cache.schedules.get(key) is None:
+            self.facts.listed.pop(key, None)
+            self.facts.triggered.pop(key, None)
+
+
+def _forget(facts: dict[ObjectKey, set[_Fact]], key: ObjectKey, done: frozenset[_Fact]) -> None:
+    left = facts.get(key, set()) - done
+    if left:
+        facts[key] = left
+    else:
+        facts.pop(key, None)

@@ -1,0 +1,1 @@
+"""AgentSession: a conversation that lasts; one workflow, to which its runs are sent."""

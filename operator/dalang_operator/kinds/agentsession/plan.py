@@ -1,0 +1,657 @@
+"""What to do about one AgentSession and the runs that were not sent to it yet. Pure: everything known stands in `Observed`.
+
+the object            its workflow                 the plan
+A  not begun          not asked                    start it, or say what it waits for
+B  not begun, closed  missing                      Closed: it need not begin
+C  begun              not asked, or open           send runs in order, as many as may queue; end those that were cancelled
+D  changed            as C                         tell it, then note that it knows
+E  closed, or idle    as C                         see that a worker lets it end
+F  not closed         ended by its own decision    the status of its last report
+G  not closed         missing twice, or ended      SessionLost; it is never begun anew
+H  closed, or lost    not asked                    its runs end: SessionClosed, SessionLost
+I  gone               never asked                  stop it; where a run is under way have it close after that one
+J  gone               not asked                    its unsent runs wait: SessionNotFound
+
+The signal comes before the run's status: repeated it changes nothing, since a session ignores a run that it has seen. Until
+its status names the workflow a run is this reconcile's alone, from then on the run's own.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from dalang_api import contract
+from dalang_api.v1alpha1.conditions import Phase, Reason
+from dalang_api.v1alpha1.schema import seconds
+
+from dalang_operator.kinds.agentrun.snapshot import (
+    agent_versions,
+    context_of,
+    exchange_size,
+    make_exchange,
+)
+from dalang_operator.kinds.agentrun.status import ended_status, pending_status, queued_status, running_status
+from dalang_operator.kinds.agentsession.status import (
+    active_status,
+    closed_status,
+    is_lost,
+    lost_status,
+    observed_status,
+    session_status,
+    started_status,
+    unready_status,
+)
+from dalang_operator.kinds.instructions import MISSING_SECONDS, ConfigMaps, config_map_exists
+from dalang_operator.kinds.reach import Gap, Reach, TooMany
+from dalang_operator.kinds.validity import invalidity
+from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
+from dalang_operator.kube.resources import Json, ObjectKey, uid_of
+from dalang_operator.kube.status import parse_timestamp
+from dalang_operator.runtime.cache import is_closed, is_started, queue_pool
+from dalang_operator.runtime.references import (
+    DEFAULT_POOL,
+    instructions_key_of,
+    pool_of,
+    session_agent_of,
+    summary_model_of,
+)
+
+SECOND_LOOK_SECONDS = 60.0
+"""Between the two looks that must both find no workflow before a session is called lost."""
+CLOSING_PATIENCE = timedelta(minutes=10)
+"""How long a worker is kept for a session whose idle time is over. The workflow may count from a run that was deleted, of
+which its status says nothing; so after another idle time it is looked at again."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of the operator's settings the plans need."""
+
+    installation: str
+
+
+@dataclass(frozen=True)
+class Observed:
+    """All that is known about one AgentSession."""
+
+    key: ObjectKey
+    settings: Settings
+    now: datetime
+    session: Json | None
+    """The object; None when it is gone."""
+    runs: tuple[Json, ...] = ()
+    """The unfinished AgentRuns that name it, in the order in which they are sent."""
+    gone: frozenset[str] = frozenset()
+    """Uids of this name that were deleted."""
+    agent: Json | None = None
+    reach: Reach | Gap | TooMany | None = None
+    """What the agent can reach, with the summary's model, or what is missing; None without agent."""
+    config_maps: ConfigMaps = field(default_factory=dict)
+    """Those that agents in reach take their instructions from."""
+    snapshot: contract.Snapshot | None = None
+    """What is in reach, as the next run takes it; None where no run is to be sent, or something is missing."""
+    views: Mapping[str, WorkflowView] = field(default_factory=dict)
+    """By id, what Temporal says of workflows it was asked about: of the session, and of gone ones of its name."""
+    was_missing: frozenset[str] = frozenset()
+    """Ids that an earlier look, at least a minute ago, did not find."""
+    sent_snapshot: str | None = None
+    """Digest of the snapshot this process sent it last."""
+    problem: str | None = None
+    """Why the workflow's code fails, as the last sweep saw it."""
+
+
+@dataclass(frozen=True)
+class StartSession:
+    """Start the workflow; a repeated start changes nothing. Afterwards plan again with what there is."""
+
+    workflow_id: str
+    task_queue: str
+    session_input: contract.SessionInput
+    request_id: str
+
+
+@dataclass(frozen=True)
+class SendRun:
+    """Send a run, and write its first status; a repeated one changes nothing."""
+
+    workflow_id: str
+    run: Json
+    exchange: contract.Exchange
+    status: Json
+
+
+@dataclass(frozen=True)
+class CancelUnsent:
+    """Have the workflow leave a run out that it may have been sent without anybody noting it."""
+
+    workflow_id: str
+    run: contract.RunIdentity
+
+
+@dataclass(frozen=True)
+class Configure:
+    """Tell the workflow what it may do; the last one holds."""
+
+    workflow_id: str
+    settings: contract.SessionSettings
+    request_id: str
+
+
+@dataclass(frozen=True)
+class TerminateWorkflow:
+    """Stop the workflow where it stands; harmless when it has ended."""
+
+    workflow_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class WriteRun:
+    """Write a run's status, if the run is still the one observed."""
+
+    run: Json
+    status: Json
+
+
+@dataclass(frozen=True)
+class WriteStatus:
+    """Write the session's status, if the object is still the one observed."""
+
+    status: Json
+
+
+@dataclass(frozen=True)
+class WakePool:
+    """See that the pool has a worker."""
+
+    pool: ObjectKey
+
+
+@dataclass(frozen=True)
+class CloseIdle:
+    """Note that the session needs a worker to close, since its idle time is over."""
+
+    uid: str
+
+
+Action = (
+    StartSession
+    | SendRun
+    | CancelUnsent
+    | Configure
+    | TerminateWorkflow
+    | WriteRun
+    | WriteStatus
+    | WakePool
+    | CloseIdle
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Actions in order, and when to look again."""
+
+    actions: tuple[Action, ...] = ()
+    requeue_after: float | None = None
+
+
+def plan(observed: Observed) -> Plan:
+    """Return what to do."""
+    session = observed.session
+    stop_gone = _stop_gone(observed)
+    if session is None or session["metadata"].get("deletionTimestamp"):
+        rest = _plan_gone(observed)
+    else:
+        rest = _plan_present(observed, session)
+    return replace(rest, actions=stop_gone + rest.actions)
+
+
+def needs_look(session: Json) -> bool:
+    """Return whether Temporal must be asked before planning: a closed one may have been started unnoticed (B)."""
+    return _is_to_close(session) and not is_started(session) and not is_closed(session)
+
+
+def workflow_id_of(observed: Observed, uid: str) -> str:
+    """Return the id of the workflow of a session of this name."""
+    return contract.session_workflow_id(observed.settings.installation, observed.key.namespace, observed.key.name, uid)
+
+
+# ── Gone ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _stop_gone(observed: Observed) -> tuple[Action, ...]:
+    """I. A run that is under way is left to end: its answer is waited for, only the conversation is not."""
+    session = observed.session
+    uids = set(observed.gone)
+    if session is not None:
+        uids.discard(uid_of(session))
+        if session["metadata"].get("deletionTimestamp"):
+            uids.add(uid_of(session))
+    workflow_ids = [workflow_id_of(observed, uid) for uid in sorted(uids)]
+    return tuple(_stop(observed, each) for each in workflow_ids if _may_be_open(observed, each))
+
+
+def _stop(observed: Observed, workflow_id: str) -> Action:
+    if _sent_to(observed, workflow_id):
+        settings = contract.SessionSettings(closed="The AgentSession was deleted")
+        return Configure(workflow_id, settings, f"configure deleted {workflow_id}")
+    return TerminateWorkflow(workflow_id, "the AgentSession was deleted")
+
+
+def _plan_gone(observed: Observed) -> Plan:
+    namespace, name = observed.key
+    message = f"There is no AgentSession {name} in namespace {namespace}; the run starts when it is applied"
+    verdict = Verdict(Reason.SESSION_NOT_FOUND, message, message)
+    ended, requeue_after = _end_sent(observed, {run["status"]["workflow"]["id"] for run in _sent(observed)})
+    return Plan((*_end_cancelled(observed), *_hold(observed, verdict), *ended), requeue_after)
+
+
+def _end_sent(observed: Observed, workflow_ids: set[str]) -> tuple[list[Action], float | None]:
+    """Return what ends the runs whose workflow has ended without a word about them, and when to look again."""
+    actions: list[Action] = []
+    requeue_after = None
+    for workflow_id in sorted(workflow_ids):
+        fate = _fate(observed, workflow_id)
+        if fate is not None:
+            actions += [_end(observed, run, fate) for run in _sent_to(observed, workflow_id)]
+        elif _is_missing(observed, workflow_id):
+            requeue_after = SECOND_LOOK_SECONDS
+    return actions, requeue_after
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What has become of a session that takes no runs any more."""
+
+    reason: Literal[Reason.SESSION_CLOSED, Reason.SESSION_LOST]
+    message: str
+
+
+def _fate(observed: Observed, workflow_id: str) -> Fate | None:
+    """Return what has become of the session of a workflow that has ended, as far as Temporal was asked."""
+    view = observed.views.get(workflow_id)
+    if view is None or view.state is WorkflowState.OPEN:
+        return None
+    is_own = observed.session is not None and workflow_id == workflow_id_of(observed, uid_of(observed.session))
+    if view.session is not None and view.session.closed_at is not None:
+        return Fate(Reason.SESSION_CLOSED, view.session.closed_message or "The session was closed")
+    if view.state is WorkflowState.MISSING and workflow_id not in observed.was_missing:
+        return None
+    if not is_own:
+        return Fate(Reason.SESSION_CLOSED, "The AgentSession was deleted")
+    if view.state is WorkflowState.MISSING:
+        return Fate(Reason.SESSION_LOST, f"Temporal has no workflow {workflow_id}. {_LOST_REMEDY}")
+    words = f": {view.message}" if view.message else ""
+    return Fate(Reason.SESSION_LOST, f"Workflow {workflow_id} ended as {view.state}{words}. {_LOST_REMEDY}")
+
+
+_LOST_REMEDY = "What was said is gone; create another session"
+
+
+def _may_be_open(observed: Observed, workflow_id: str) -> bool:
+    view = observed.views.get(workflow_id)
+    return view is None or view.state is WorkflowState.OPEN
+
+
+def _is_missing(observed: Observed, workflow_id: str) -> bool:
+    view = observed.views.get(workflow_id)
+    return view is not None and view.state is WorkflowState.MISSING
+
+
+# ── There ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _plan_present(observed: Observed, session: Json) -> Plan:
+    own = workflow_id_of(observed, uid_of(session))
+    others = {run["status"]["workflow"]["id"] for run in _sent(observed)} - {own}
+    ended, look_again = _end_sent(observed, others)
+    steps = _plan_own(observed, session, own)
+    actions = (*ended, *steps.actions)
+    return Plan(actions, min(filter(None, (look_again, steps.requeue_after)), default=None))
+
+
+def _plan_own(observed: Observed, session: Json, own: str) -> Plan:
+    view = observed.views.get(own)
+    if is_closed(session):
+        return _plan_closed(observed, session, own)
+    fate = _fate(observed, own)
+    if fate is not None and (is_started(session) or not _is_missing(observed, own)):
+        return _plan_ended(observed, session, own, fate)
+    if is_lost(session) and (view is None or view.state is not WorkflowState.OPEN):
+        lost = Fate(Reason.SESSION_LOST, f"AgentSession {observed.key.name} is lost. {_LOST_REMEDY}")
+        return Plan((*_note_seen(session), *_end_all(observed, lost)))
+    if is_started(session) and _is_missing(observed, own):
+        return Plan(requeue_after=SECOND_LOOK_SECONDS)
+    if is_started(session) or (view is not None and view.state is WorkflowState.OPEN):
+        return _plan_open(observed, session, own)
+    if _is_to_close(session):
+        message = "Closed before it had begun"
+        closed = WriteStatus(closed_status(session, message, observed.now))
+        return Plan((closed, *_end_all(observed, Fate(Reason.SESSION_CLOSED, message))))
+    return _plan_start(observed, session, own)
+
+
+def _plan_closed(observed: Observed, session: Json, own: str) -> Plan:
+    """H. The workflow ends the runs it was sent; only where it has ended without are they ended here."""
+    closed = Fate(Reason.SESSION_CLOSED, f"AgentSession {observed.key.name} is closed; create another one")
+    unsent = [_end(observed, run, closed) for run in _unsent(observed)]
+    ended, requeue_after = _end_sent(observed, {own} if _sent_to(observed, own) else set())
+    return Plan((*_note_seen(session), *unsent, *ended), requeue_after)
+
+
+def _note_seen(session: Json) -> tuple[Action, ...]:
+    """Return what says that a session which nothing can be told any more was seen as it is."""
+    return (WriteStatus(observed_status(session, session["status"])),)
+
+
+def _plan_ended(observed: Observed, session: Json, own: str, fate: Fate) -> Plan:
+    view = observed.views[own]
+    if fate.reason is Reason.SESSION_CLOSED and view.session is not None:
+        status = session_status(view.session, session, own, observed.now)
+    else:
+        status = lost_status(session, fate.message, observed.now)
+    return Plan((WriteStatus(status), *_end_all(observed, fate)))
+
+
+def _plan_open(observed: Observed, session: Json, own: str) -> Plan:
+    """C, D, E. It is begun; whether it was noted does not matter."""
+    verdict = _verdict(observed, session)
+    view = observed.views.get(own)
+    queue = session.get("status", {}).get("workflow", {}).get("taskQueue") or _task_queue(observed)
+    status = session.get("status", {})
+    if view is not None:
+        status = started_status(session, own, view, queue, session_agent_of(session))
+    tell: tuple[Action, ...] = ()
+    generation = session["metadata"]["generation"]
+    if status.get("observedGeneration") != generation:
+        # What is at its first generation when it starts was told all by its input.
+        if is_started(session) or generation > 1:
+            tell = (Configure(own, settings_of(session), f"configure {uid_of(session)} {generation}"),)
+        status = observed_status(session, status)
+    now_known = {**session, "status": status}
+    if verdict:
+        status = unready_status(now_known, verdict.reason, verdict.message, observed.now)
+    else:
+        status = active_status(now_known, observed.problem, observed.now)
+    rest = _plan_runs(observed, {**session, "status": status}, own, verdict)
+    return Plan((*tell, WriteStatus(status), *rest.actions), rest.requeue_after)
+
+
+def _plan_runs(observed: Observed, session: Json, own: str, verdict: "Verdict | None") -> Plan:
+    if _is_to_close(session):
+        return Plan(tuple(WakePool(ObjectKey(observed.key.namespace, pool)) for pool in queue_pool(session)))
+    cancelled = _cancel_unsent(observed, own)
+    if verdict:
+        return Plan((*cancelled, *_hold(observed, verdict)), verdict.again_after)
+    if not observed.runs:
+        return _plan_idle(observed, session)
+    return Plan((*cancelled, *_send(observed, session, own)))
+
+
+def _plan_idle(observed: Observed, session: Json) -> Plan:
+    """E. The workflow's timer closes it; with its pool at zero nobody would see that."""
+    idle_timeout = session["spec"].get("idleTimeout")
+    if idle_timeout is None:
+        return Plan()
+    timeout = timedelta(seconds=seconds(idle_timeout))
+    idle = observed.now - _idle_since(session)
+    if idle < timeout:
+        return Plan(requeue_after=(timeout - idle).total_seconds())
+    over = idle % timeout
+    if over >= CLOSING_PATIENCE:
+        return Plan(requeue_after=(timeout - over).total_seconds())
+    pools = (WakePool(ObjectKey(observed.key.namespace, pool)) for pool in queue_pool(session))
+    return Plan((CloseIdle(uid_of(session)), *pools), (CLOSING_PATIENCE - over).total_seconds())
+
+
+def _idle_since(session: Json) -> datetime:
+    status = session.get("status", {})
+    last = status.get("lastRun", {}).get("finishedAt") or status.get("startedAt")
+    return parse_timestamp(last or session["metadata"]["creationTimestamp"])
+
+
+# ── Sending ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _send(observed: Observed, session: Json, own: str) -> list[Action]:
+    """Return what sends as many runs as may be queued; the first one's pools are woken with it."""
+    reach, agent, snapshot = observed.reach, observed.agent, observed.snapshot
+    to_send = _within_window(observed, own)
+    if not to_send:
+        return []
+    assert isinstance(reach, Reach), "checked before"
+    assert agent is not None, "checked before"
+    assert snapshot is not None, "there is a run to be sent"
+    workflow = session["status"]["workflow"]
+    digest = snapshot.digest()
+    is_known = digest == observed.sent_snapshot
+    is_busy = bool(_sent_to(observed, own))
+    versions = agent_versions(reach.agents)
+    holder = session["status"].get("agent")
+    actions: list[Action] = []
+    for run in to_send:
+        exchange = make_exchange(run, session, agent, digest)
+        if not is_known:
+            exchange = exchange.model_copy(update={"snapshot": snapshot})
+        if is_busy:
+            exchange = exchange.model_copy(update={"queued": True})
+        first = queued_status if is_busy else running_status
+        status = first(
+            run,
+            workflow_id=own,
+            run_id=workflow["runId"],
+            task_queue=workflow["taskQueue"],
+            agents=versions,
+            now=observed.now,
+        )
+        if not is_busy and holder in {version.name for version in versions}:
+            status["agent"] = holder
+        actions.append(SendRun(own, run, exchange, status))
+        is_known = is_busy = True
+    pools = dict.fromkeys([*queue_pool(session), *reach.pools()])
+    actions[1:1] = [WakePool(ObjectKey(observed.key.namespace, pool)) for pool in pools]
+    return actions
+
+
+def _within_window(observed: Observed, own: str) -> list[Json]:
+    """Return the runs that are sent now; one that is too large for the window by itself is sent alone."""
+    under_way = _sent_to(observed, own)
+    count, size = len(under_way), sum(map(exchange_size, under_way))
+    chosen = []
+    for run in _unsent(observed):
+        if _is_cancelled(run):
+            continue
+        count, size = count + 1, size + exchange_size(run)
+        if count > contract.SESSION_QUEUE_MAX_RUNS or (count > 1 and size > contract.SESSION_QUEUE_MAX_BYTES):
+            break
+        chosen.append(run)
+    return chosen
+
+
+def _cancel_unsent(observed: Observed, own: str) -> list[Action]:
+    """Return what ends runs that were cancelled before they were sent, as far as anybody noted."""
+    actions: list[Action] = []
+    for run in _unsent(observed):
+        if _is_cancelled(run):
+            identity = contract.RunIdentity(name=run["metadata"]["name"], uid=uid_of(run))
+            actions += [CancelUnsent(own, identity), _cancelled(observed, run)]
+    return actions
+
+
+def _end_cancelled(observed: Observed) -> list[WriteRun]:
+    """Return what ends the cancelled runs of a session that has no workflow which could have been sent them."""
+    return [_cancelled(observed, run) for run in _unsent(observed) if _is_cancelled(run)]
+
+
+def _cancelled(observed: Observed, run: Json) -> WriteRun:
+    message = "Cancelled before its turn came"
+    return WriteRun(run, ended_status(run, Phase.CANCELLED, Reason.CANCELLED, message, observed.now))
+
+
+def _hold(observed: Observed, verdict: "Verdict") -> list[Action]:
+    """Return what tells the unsent runs why they wait, or that they need not; cancelled ones are not looked at."""
+    actions: list[Action] = []
+    for run in _unsent(observed):
+        if _is_cancelled(run):
+            continue
+        if verdict.is_final:
+            status = ended_status(run, Phase.FAILED, verdict.reason, verdict.waiting, observed.now)
+            actions.append(WriteRun(run, status))
+        else:
+            actions.append(WriteRun(run, pending_status(run, verdict.reason, verdict.waiting, observed.now)))
+    return actions
+
+
+def _end_all(observed: Observed, fate: Fate) -> tuple[Action, ...]:
+    """Return what ends every run of the session, sent or not."""
+    session = observed.session
+    assert session is not None, "the fate of one that is there"
+    own = workflow_id_of(observed, uid_of(session))
+    return tuple(_end(observed, run, fate) for run in (*_sent_to(observed, own), *_unsent(observed)))
+
+
+def _end(observed: Observed, run: Json, fate: Fate) -> WriteRun:
+    if _is_cancelled(run):
+        return _cancelled(observed, run)
+    return WriteRun(run, ended_status(run, Phase.FAILED, fate.reason, fate.message, observed.now))
+
+
+# ── Starting ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a session takes no run now: its runs wait, or (`is_final`) they never will begin."""
+
+    reason: Reason
+    message: str
+    """As the session says it."""
+    waiting: str
+    """As its runs say it."""
+    is_final: bool = False
+    again_after: float | None = None
+    """After how many seconds to look again at what no event tells."""
+
+
+def agent_exists(observed: Observed, session: Json) -> Verdict | None:
+    """There is an Agent of the session's `agentRef`."""
+    if observed.agent:
+        return None
+    missing = f"There is no Agent {session_agent_of(session)} in namespace {observed.key.namespace}"
+    return Verdict(Reason.AGENT_NOT_FOUND, missing, f"{missing}; the run starts when it is applied")
+
+
+def nothing_is_missing(observed: Observed, _: Json) -> Verdict | None:
+    """There is all that the agents in reach name, and the summary's model."""
+    gap = observed.reach
+    return Verdict(gap.reason, gap.message, gap.waiting) if isinstance(gap, Gap) else None
+
+
+def agents_are_few(observed: Observed, _: Json) -> Verdict | None:
+    """A snapshot can hold the agents in reach."""
+    if not isinstance(observed.reach, TooMany):
+        return None
+    message = f"It can reach more than {contract.SNAPSHOT_MAX_AGENTS} agents, which is the most a run may"
+    return Verdict(Reason.INVALID_SPEC, message, message, is_final=True)
+
+
+def instructions_are_there(observed: Observed, _: Json) -> Verdict | None:
+    """There are the ConfigMaps with instructions; nothing watches those without label, so they are looked for again."""
+    gaps = (config_map_exists(agent, observed.config_maps) for agent in _reached(observed))
+    gap = next(filter(None, gaps), None)
+    return Verdict(gap.reason, gap.message, gap.waiting, again_after=MISSING_SECONDS) if gap else None
+
+
+def agents_are_valid(observed: Observed, _: Json) -> Verdict | None:
+    """What the agents in reach say makes sense; one that is mended wakes the session, but its ConfigMap may not."""
+    for agent in _reached(observed):
+        if message := invalidity(agent, observed.config_maps):
+            message = f"Agent {agent['metadata']['name']}: {message}"
+            again_after = MISSING_SECONDS if instructions_key_of(agent) else None
+            waiting = f"{message}. The run starts when that is mended"
+            return Verdict(Reason.INVALID_SPEC, message, waiting, again_after=again_after)
+    return None
+
+
+def snapshot_is_small(observed: Observed, _: Json) -> Verdict | None:
+    """What the agents and models in reach say fits a snapshot. Looked at where there is a run to take one."""
+    if observed.snapshot is None:
+        return None
+    size = len(observed.snapshot.model_dump_json(exclude_none=True).encode())
+    if size <= contract.SNAPSHOT_MAX_BYTES:
+        return None
+    message = f"The agents and models it can reach weigh {size} bytes; {contract.SNAPSHOT_MAX_BYTES} are allowed"
+    return Verdict(Reason.INVALID_SPEC, message, message, is_final=True)
+
+
+READY_CHECKS: tuple[Callable[[Observed, Json], Verdict | None], ...] = (
+    agent_exists,
+    nothing_is_missing,
+    agents_are_few,
+    instructions_are_there,
+    agents_are_valid,
+    snapshot_is_small,
+)
+"""What must be so before a session takes a run; the first that is not gives the reason."""
+
+
+def _verdict(observed: Observed, session: Json) -> Verdict | None:
+    return next((verdict for check in READY_CHECKS if (verdict := check(observed, session))), None)
+
+
+def _plan_start(observed: Observed, session: Json, own: str) -> Plan:
+    verdict = _verdict(observed, session)
+    if verdict:
+        waits = WriteStatus(unready_status(session, verdict.reason, verdict.message, observed.now))
+        return Plan((waits, *_end_cancelled(observed), *_hold(observed, verdict)), verdict.again_after)
+    session_input = contract.SessionInput(
+        agent=session_agent_of(session), settings=settings_of(session), context=context_of(session)
+    )
+    return Plan((StartSession(own, _task_queue(observed), session_input, uid_of(session)),))
+
+
+def settings_of(session: Json) -> contract.SessionSettings:
+    """Return what of the session's spec may change, as its workflow is told it."""
+    spec = session["spec"]
+    idle_timeout = spec.get("idleTimeout")
+    return contract.SessionSettings(
+        history_size=spec.get("historySize", contract.DEFAULT_HISTORY_SIZE),
+        summary_enabled=spec.get("summary", {}).get("enabled", True),
+        summary_model=summary_model_of(session),
+        idle_timeout_seconds=None if idle_timeout is None else seconds(idle_timeout),
+        closed="Closed by spec.closed" if _is_to_close(session) else None,
+    )
+
+
+# ── Names ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _sent(observed: Observed) -> list[Json]:
+    return [run for run in observed.runs if is_started(run)]
+
+
+def _sent_to(observed: Observed, workflow_id: str) -> list[Json]:
+    return [run for run in _sent(observed) if run["status"]["workflow"]["id"] == workflow_id]
+
+
+def _unsent(observed: Observed) -> list[Json]:
+    """Return the runs that are still to be sent; one that is being deleted never will."""
+    return [run for run in observed.runs if not is_started(run) and not run["metadata"].get("deletionTimestamp")]
+
+
+def _is_cancelled(run: Json) -> bool:
+    return bool(run["spec"].get("cancel"))
+
+
+def _is_to_close(session: Json) -> bool:
+    return bool(session["spec"].get("closed"))
+
+
+def _task_queue(observed: Observed) -> str:
+    pool = pool_of(observed.agent) if observed.agent else DEFAULT_POOL
+    return contract.pool_queue(observed.settings.installation, observed.key.namespace, pool)
+
+
+def _reached(observed: Observed) -> tuple[Json, ...]:
+    return observed.reach.agents if isinstance(observed.reach, Reach) else ()

@@ -1,0 +1,305 @@
+"""AgentSession: observe one session with its runs, plan, execute."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from dalang_api.contract import (
+    CANCEL_EXCHANGE_SIGNAL,
+    CONFIGURE_SIGNAL,
+    EXCHANGE_SIGNAL,
+    SESSION_WORKFLOW,
+    CancelExchange,
+    Wire,
+)
+from dalang_api.v1alpha1.conditions import Reason
+
+from dalang_operator.kinds.agentrun.snapshot import make_snapshot
+from dalang_operator.kinds.agentrun.status import pending_status
+from dalang_operator.kinds.agentsession.plan import (
+    SECOND_LOOK_SECONDS,
+    Action,
+    CancelUnsent,
+    CloseIdle,
+    Configure,
+    Observed,
+    SendRun,
+    Settings,
+    StartSession,
+    TerminateWorkflow,
+    WakePool,
+    WriteRun,
+    WriteStatus,
+    needs_look,
+    plan,
+    workflow_id_of,
+)
+from dalang_operator.kinds.config_maps import RecentConfigMaps
+from dalang_operator.kinds.instructions import ConfigMaps
+from dalang_operator.kinds.reach import Reach, find_reach, with_model
+from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
+from dalang_operator.kube.errors import Conflict, NotFound
+from dalang_operator.kube.resources import AGENT_RUNS, AGENT_SESSIONS, Json, ObjectKey, PatchBody, Resource, uid_of
+from dalang_operator.kube.status import parse_timestamp, write_status
+from dalang_operator.runtime.cache import Cache, is_closed, is_finished, is_started, version_of
+from dalang_operator.runtime.references import instructions_key_of, session_agent_of, summary_model_of
+from dalang_operator.temporal.errors import TemporalError, WorkflowNotFound
+
+logger = logging.getLogger(__name__)
+
+START_FAILED_AFTER = timedelta(seconds=15)
+"""A run that could not be sent for so long says so; shorter outages cost no write."""
+
+
+class KubePort(Protocol):
+    """What the reconcile needs of the API server."""
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Json: ...
+
+    async def patch(
+        self, resource: Resource, namespace: str, name: str, body: PatchBody, subresource: str | None = None
+    ) -> Json: ...
+
+
+class WorkflowPort(Protocol):
+    """What the reconcile needs of Temporal."""
+
+    async def start(
+        self, workflow_id: str, task_queue: str, workflow_input: Wire, request_id: str, workflow_type: str
+    ) -> WorkflowView: ...
+
+    async def signal(self, workflow_id: str, name: str, value: Wire | None, request_id: str) -> None: ...
+
+    async def terminate(self, workflow_id: str, reason: str) -> bool: ...
+
+    async def look(self, workflow_id: str) -> WorkflowView: ...
+
+
+@dataclass
+class SessionFacts:
+    """What is known of sessions beside their objects. Filled by the intake (gone, versions), runs and the sweep."""
+
+    gone: dict[ObjectKey, set[str]] = field(default_factory=dict)
+    """Uids that were deleted and not looked after yet."""
+    versions: dict[str, int] = field(default_factory=dict)
+    """Uid of an unfinished run of a session → its resourceVersion when it was seen first, so mostly that of its creation."""
+    doubtful: set[str] = field(default_factory=set)
+    """Ids of session workflows that were found closed, or not found: Temporal has to be asked."""
+    missing_since: dict[str, datetime] = field(default_factory=dict)
+    """Ids of session workflows that a look did not find, and when it was the first time."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """Id of a session workflow → why its code fails."""
+    snapshots: dict[str, str] = field(default_factory=dict)
+    """Id of a session workflow → digest of the snapshot that this process sent it last."""
+
+    def forget(self, workflow_id: str) -> None:
+        """The session has ended or is gone."""
+        self.doubtful.discard(workflow_id)
+        self.missing_since.pop(workflow_id, None)
+        self.problems.pop(workflow_id, None)
+        self.snapshots.pop(workflow_id, None)
+
+
+@dataclass(frozen=True)
+class SessionReconciler:
+    """Brings AgentSessions to where they should be, and their runs to them."""
+
+    kube: KubePort
+    workflows: WorkflowPort
+    cache: Cache
+    config_maps: RecentConfigMaps
+    facts: SessionFacts
+    settings: Settings
+    wake_pool: Callable[[ObjectKey], None]
+    now: Callable[[], datetime]
+
+    async def reconcile(self, key: ObjectKey) -> float | None:
+        """Reconcile one session; returns after how many seconds to look again, or None."""
+        gone = frozenset(self.facts.gone.get(key, ()))
+        observed = await self._observe(key, gone)
+        self.cache.idle_sessions.pop(key, None)
+        requeue_after = await self._carry_out(observed)
+        self._settle(gone, observed)
+        return requeue_after
+
+    async def _observe(self, key: ObjectKey, gone: frozenset[str]) -> Observed:
+        session = self.cache.sessions.get(key)
+        if gone and (session is None or uid_of(session) in gone):
+            session = await self._read(key)  # a workflow that is stopped for nothing takes all that was said with it
+        runs = sorted(self.cache.runs_of_session(key), key=self._order)
+        observed = Observed(
+            key=key, settings=self.settings, now=self.now(), session=session, runs=tuple(runs), gone=gone
+        )
+        asked = {run["status"]["workflow"]["id"] for run in runs if is_started(run)}
+        if session is not None:
+            own = workflow_id_of(observed, uid_of(session))
+            asked.add(own)
+            if not is_closed(session):
+                observed = await self._observe_reach(observed, session)
+            observed = replace(
+                observed, sent_snapshot=self.facts.snapshots.get(own), problem=self.facts.problems.get(own)
+            )
+            if needs_look(session):
+                observed = await self._look(observed, own)
+        for workflow_id in sorted(asked & (self.facts.doubtful | self.facts.missing_since.keys())):
+            observed = await self._look(observed, workflow_id)
+        return observed
+
+    async def _read(self, key: ObjectKey) -> Json | None:
+        try:
+            session = await self.kube.get(AGENT_SESSIONS, key.namespace, key.name)
+        except NotFound:
+            return None
+        self.cache.sessions.put(session)
+        return session
+
+    def _order(self, run: Json) -> tuple[str, int, str]:
+        """Return by what runs are put in the order of their creation; timestamps have whole seconds only."""
+        metadata = run["metadata"]
+        version = self.facts.versions.get(uid_of(run), version_of(run))
+        return metadata["creationTimestamp"], version, metadata["name"]
+
+    async def _observe_reach(self, observed: Observed, session: Json) -> Observed:
+        namespace = observed.key.namespace
+        agent = self.cache.agents.get(ObjectKey(namespace, session_agent_of(session)))
+        if agent is None:
+            return observed
+        known = self.cache.known(namespace)
+        reach = with_model(find_reach(agent, known), summary_model_of(session), known)
+        config_maps: ConfigMaps = {}
+        if isinstance(reach, Reach):
+            sources = {source.name for each in reach.agents if (source := instructions_key_of(each))}
+            config_maps = {name: await self.config_maps.read(ObjectKey(namespace, name)) for name in sorted(sources)}
+        observed = replace(observed, agent=agent, reach=reach, config_maps=config_maps)
+        if not isinstance(reach, Reach) or all(map(is_started, observed.runs)):
+            return observed
+        return replace(observed, snapshot=make_snapshot(reach, config_maps, self.settings.installation, namespace))
+
+    async def _look(self, observed: Observed, workflow_id: str) -> Observed:
+        view = await self.workflows.look(workflow_id)
+        since = self.facts.missing_since.get(workflow_id)
+        was_missing = observed.was_missing
+        if view.state is not WorkflowState.MISSING:
+            self.facts.missing_since.pop(workflow_id, None)
+        elif since is None:
+            self.facts.missing_since[workflow_id] = observed.now
+        elif (observed.now - since).total_seconds() >= SECOND_LOOK_SECONDS - 1:
+            was_missing |= {workflow_id}
+        return replace(observed, views={**observed.views, workflow_id: view}, was_missing=was_missing)
+
+    async def _carry_out(self, observed: Observed) -> float | None:
+        """Execute the plan. A start, and a workflow that is not there, change what is known: the rest is planned anew."""
+        steps = plan(observed)
+        for action in steps.actions:
+            try:
+                view = await self._execute(observed, action)
+            except WorkflowNotFound:
+                workflow_id = _workflow_of(action)
+                if workflow_id is None or workflow_id in observed.views:
+                    raise
+                return await self._carry_out(await self._look(observed, workflow_id))
+            except TemporalError as error:
+                await self._tell_failure(observed, error)
+                raise
+            if view is not None:
+                assert isinstance(action, StartSession), "nothing else returns a view"
+                return await self._carry_out(replace(observed, views={**observed.views, action.workflow_id: view}))
+        return steps.requeue_after
+
+    async def _execute(self, observed: Observed, action: Action) -> WorkflowView | None:
+        match action:
+            case StartSession():
+                logger.info("AgentSession %s: workflow %s is started", observed.key, action.workflow_id)
+                return await self.workflows.start(
+                    action.workflow_id, action.task_queue, action.session_input, action.request_id, SESSION_WORKFLOW
+                )
+            case SendRun():
+                await self._send(action)
+            case CancelUnsent(workflow_id, run):
+                message = CancelExchange(run=run, deleted=True)
+                await self._signal(workflow_id, CANCEL_EXCHANGE_SIGNAL, message, f"cancel unsent {run.uid}")
+            case Configure(workflow_id, settings, request_id):
+                await self._signal(workflow_id, CONFIGURE_SIGNAL, settings, request_id)
+            case TerminateWorkflow(workflow_id, reason):
+                if await self.workflows.terminate(workflow_id, reason):
+                    logger.info("AgentSession %s: workflow %s terminated: %s", observed.key, workflow_id, reason)
+            case WriteRun(run, status):
+                await self._write_run(run, status)
+            case WriteStatus(status):
+                assert observed.session is not None, "a status is planned for an object"
+                await self._write(observed.session, status)
+            case WakePool(pool):
+                self.wake_pool(pool)
+            case CloseIdle(uid):
+                self.cache.idle_sessions[observed.key] = uid
+        return None
+
+    async def _send(self, action: SendRun) -> None:
+        exchange = action.exchange
+        await self._signal(action.workflow_id, EXCHANGE_SIGNAL, exchange, f"exchange {exchange.run.uid}")
+        if exchange.snapshot is not None:
+            self.facts.snapshots[action.workflow_id] = exchange.snapshot_digest
+        await self._write_run(action.run, action.status)
+
+    async def _signal(self, workflow_id: str, name: str, value: Wire, request_id: str) -> None:
+        await self.workflows.signal(workflow_id, name, value, request_id)
+
+    async def _tell_failure(self, observed: Observed, error: TemporalError) -> None:
+        """Say of runs that wait for long already that they could not be sent."""
+        for run in observed.runs:
+            waited = observed.now - parse_timestamp(run["metadata"]["creationTimestamp"])
+            is_latest = self.cache.runs.get(ObjectKey(observed.key.namespace, run["metadata"]["name"])) is run
+            if not is_started(run) and is_latest and waited > START_FAILED_AFTER:
+                message = f"The run cannot be sent to its session and is tried again. {error}"
+                await self._write_run(run, pending_status(run, Reason.START_FAILED, message, observed.now))
+
+    async def _write(self, session: Json, status: Json) -> None:
+        try:
+            written = await write_status(self.kube, AGENT_SESSIONS, session, status, "controller")
+        except NotFound as error:
+            raise Conflict(str(error)) from error  # the watch will tell
+        if written is None:
+            return
+        self.cache.sessions.put(written)
+        ready = next(each for each in written["status"]["conditions"] if each["type"] == "Ready")
+        logger.info(
+            "AgentSession %s/%s: %s", session["metadata"]["namespace"], session["metadata"]["name"], ready["reason"]
+        )
+
+    async def _write_run(self, run: Json, status: Json) -> None:
+        try:
+            written = await write_status(self.kube, AGENT_RUNS, run, status, "controller")
+        except NotFound as error:
+            raise Conflict(str(error)) from error  # the watch will tell
+        if written is None:
+            return
+        if is_finished(written):
+            self.cache.runs.drop(written)
+            name = written["metadata"]["name"]
+            logger.info("AgentRun %s/%s: %s", written["metadata"]["namespace"], name, status["conditions"][0]["reason"])
+        else:
+            self.cache.runs.put(written)
+
+    def _settle(self, gone: frozenset[str], observed: Observed) -> None:
+        """Forget what was looked after. Only now: had anything failed, the next attempt would need it."""
+        left = self.facts.gone.get(observed.key, set()) - gone
+        if left:
+            self.facts.gone[observed.key] = left
+        else:
+            self.facts.gone.pop(observed.key, None)
+        needed = {run["status"]["workflow"]["id"] for run in observed.runs if is_started(run)}
+        for uid in gone:
+            workflow_id = workflow_id_of(observed, uid)
+            if workflow_id not in needed:
+                self.facts.forget(workflow_id)
+        for workflow_id in observed.views:
+            self.facts.doubtful.discard(workflow_id)
+
+
+def _workflow_of(action: Action) -> str | None:
+    """Return the id of the workflow that an action signals."""
+    if isinstance(action, (SendRun, CancelUnsent, Configure)):
+        return action.workflow_id
+    return None
