@@ -66,6 +66,10 @@ TURN_ARGUMENTS_MAX_BYTES = 256 * 1024
 TURN_MAX_CALLS = 32
 """The most tool calls of one turn that are run; the model is told of the others."""
 
+PENDING_APPROVALS_MAX_BYTES = 1024 * 1024
+"""The most that the pending requests of one report may weigh; what does not fit is asked when others have been decided."""
+APPROVAL_NOTE_MAX_CHARS = 256
+
 DEFAULT_MAX_TURNS = 20
 DEFAULT_TIMEOUT_SECONDS = 3600.0
 
@@ -519,6 +523,8 @@ class ModelReply(Wire):
     """Why nothing could be looked up; the call was made without."""
     tools_failure: str | None = None
     """Which of the agent's tools the model could not be offered, and why; the call was made without."""
+    judged: bool | None = None
+    """What needs approval has been looked for. Absent: a worker from before there were approvals made the reply."""
 
 
 class ToolCall(Wire):
@@ -567,6 +573,8 @@ class ToolOutcome(Wire):
     """The agent to whom the tool hands the conversation over."""
     ask_again: ApprovalNeeded | None = None
     """The tool was not run, since it is not what was approved any more: a human has to decide about this."""
+    not_run: bool | None = None
+    """The tool was certainly not run; `output` says why."""
 
 
 class Retrying(Wire):
@@ -628,6 +636,8 @@ class ApprovalEnd(Wire):
     state: Literal["Applied", "Expired", "Superseded"]
     decision: Literal["Approve", "Reject"] | None = None
     decided_by: str | None = None
+    note: str | None = None
+    """What `state` alone does not tell, a sentence without its full stop; at most `APPROVAL_NOTE_MAX_CHARS`."""
 
 
 class AnswerCheck(Wire):

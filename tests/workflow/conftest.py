@@ -26,6 +26,8 @@ from dalang_api.contract import (
     ApprovalRequest,
     Decision,
     Message,
+    ModelCall,
+    ModelReply,
     ModelSnapshot,
     ReportResult,
     RunInput,
@@ -39,11 +41,12 @@ from dalang_cli.dev.model_server import ModelServer
 from dalang_worker.main import serve
 from dalang_worker.settings import WorkerSettings
 from dalang_worker.tools.loader import load_tools
+from dalang_worker.workflows.run import AgentRunWorkflow
 from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 Json = dict[str, Any]
 
@@ -183,6 +186,11 @@ class Run:
         """The messages of each request."""
         return [request["body"]["messages"] for request in await self.asked()]
 
+    async def reports_under_way(self) -> int:
+        """How many reports Temporal has still to bring to an end."""
+        described = (await self.handle.describe()).raw_description
+        return sum(one.activity_type.name == contract.REPORT_ACTIVITY for one in described.pending_activities)
+
     async def attempts(self, activity_type: str) -> list[int]:
         """For each activity of that type that was started, in order: at which attempt it ended."""
         history = await self.handle.fetch_history()
@@ -272,6 +280,22 @@ class World:
         settings = self.settings(**more)
         async with serve(settings, await process.connect(settings, identity=settings.pod)):
             yield
+
+    def worker_before_approvals(self, *replies: ModelReply) -> Worker:
+        """A worker of a version that finds no call in need of approval, and answers for the model."""
+        left = list(replies)
+
+        @activity.defn(name=contract.MODEL_ACTIVITY)
+        async def model(call: ModelCall) -> ModelReply:
+            return left.pop(0) if len(left) > 1 else left[0]
+
+        return Worker(
+            self.client,
+            task_queue=contract.pool_queue(self.installation, "shop", "default"),
+            workflows=[AgentRunWorkflow],
+            workflow_runner=UnsandboxedWorkflowRunner(),
+            activities=[model],
+        )
 
     def reporter(self) -> Worker:
         """The operator's part, which here only takes notes."""

@@ -296,6 +296,42 @@ async def test_answer_approved(world: "World") -> None:
         await save(run, "answer-approved")
 
 
+async def test_report_replaced(world: "World") -> None:
+    note = ("note", {"file": str(world.path / "notes"), "line": "paid"})
+    world.reporter_open.clear()
+    async with world.serving():
+        run = await world.start(calls(note), {"text": "done"}, agent=noting())
+        await world.eventually(lambda: len(world.reporting) == 1)
+        await run.handle.signal(contract.REPORT_AGAIN_SIGNAL)
+        await world.eventually(lambda: len(world.reporting) == 2)
+        world.reporter_open.set()
+        (request,) = await run.pending()
+        await run.decide(request, "Approve")
+        await save(run, "report-replaced")
+
+
+async def test_judged_again(world: "World") -> None:
+    said = contract.Message(role="assistant", parts=[contract.TextPart(text="done")], sender="support")
+    async with world.reporter():
+        async with world.worker_before_approvals(contract.ModelReply(message=said)):
+            run = await world.start({"text": "done"}, agent=noting())
+            await world.eventually(lambda: run.reports)
+        async with world.worker():
+            await save(run, "judged-again")
+
+
+async def test_override_too_large(world: "World") -> None:
+    note = ("note", {"file": str(world.path / "notes"), "line": "paid"})
+    async with world.serving():
+        run = await world.start(calls(note), {"text": "done"}, agent=noting())
+        (first,) = await run.pending()
+        await run.decide(first, "Approve", override={"line": "x" * contract.MESSAGE_MAX_BYTES})
+        await world.eventually(lambda: run.last_report.pending_approvals not in (None, [first]))
+        (second,) = await run.pending()
+        await run.decide(second, "Approve")
+        await save(run, "override-too-large")
+
+
 async def test_cancelled_awaiting_approval(world: "World") -> None:
     note = ("note", {"file": str(world.path / "notes"), "line": "paid"})
     async with world.serving():

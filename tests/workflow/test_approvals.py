@@ -1,12 +1,22 @@
 """Humans decide: over a real Temporal, with workers that come and go meanwhile."""
 
 import asyncio
+import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from dalang_api import contract
-from dalang_api.contract import ApprovalFloor, ApprovalPolicy, ToolBinding
+from dalang_api.contract import (
+    ApprovalFloor,
+    ApprovalPolicy,
+    CallVerdict,
+    Message,
+    ModelReply,
+    ToolBinding,
+    ToolCallPart,
+)
 
 if TYPE_CHECKING:
     from tests.workflow.conftest import Run, World
@@ -75,6 +85,8 @@ async def test_the_model_is_told_what_a_human_decided(
     assert ended.outcome == "Succeeded"
     assert told in (ended.report.output or "")
     assert lines(notes) == made
+    (end,) = ended.report.ended_approvals or []
+    assert "do not fit" in (end.note or "") if told == "do not fit" else end.note is None
 
 
 async def test_only_what_the_expression_says_is_asked(world: "World") -> None:
@@ -188,6 +200,59 @@ async def test_a_killed_worker_loses_no_decision_and_makes_no_call_before_it(wor
         async with world.worker_process():
             ended = await run.end()
     assert (ended.outcome, set(lines(notes))) == ("Succeeded", {"paid"})
+
+
+async def test_reports_do_not_pile_up_while_the_operator_is_away(world: "World") -> None:
+    notes = world.path / "notes"
+    async with world.worker():
+        again = calls(*(note(notes, line) for line in "abc"))
+        run = await world.start(*[again] * 3, {"text": "done"}, agent=asks(timeout_seconds=1), max_turns=4)
+        for turn in range(2, 4):
+            await world.eventually(partial(asked_so_often, run, turn))
+            assert await run.reports_under_way() == 1
+        async with world.reporter():
+            ended = await run.end()
+    assert (ended.outcome, ended.report.turns, lines(notes)) == ("Succeeded", 4, [])
+    assert all(report.turns > 1 for report in world.reporting), "those that were replaced have not come"
+
+
+async def asked_so_often(run: "Run", turn: int) -> bool:
+    return len(await run.asked()) >= turn
+
+
+async def test_a_report_that_hangs_is_replaced_and_its_successor_tells_what_there_is(world: "World") -> None:
+    notes = world.path / "notes"
+    world.reporter_open.clear()
+    async with world.serving():
+        run = await world.start(calls(note(notes, "a"), note(notes, "b")), {"text": "done"}, agent=asks())
+        await world.eventually(lambda: len(world.reporting) == 1)
+        await run.handle.signal(contract.REPORT_AGAIN_SIGNAL)
+        await world.eventually(lambda: len(world.reporting) == 2)
+        assert await run.reports_under_way() == 2  # the first is told that it is not wanted, and does not listen
+        await run.handle.signal(contract.REPORT_AGAIN_SIGNAL)
+        world.reporter_open.set()
+        for request in await run.pending(2):
+            await run.decide(request, "Approve")
+        ended = await run.end()
+    assert (ended.outcome, sorted(lines(notes))) == ("Succeeded", ["a", "b"])
+
+
+async def test_a_worker_from_before_approvals_gets_no_call_past_them(world: "World") -> None:
+    notes = world.path / "notes"
+    name, arguments = note(notes, "paid")
+    part = ToolCallPart(call_id="1", tool=name, arguments=json.dumps(arguments))
+    message = Message(role="assistant", parts=[part], sender="support")
+    reply = ModelReply(message=message, calls=[CallVerdict(call_id="1", function=name)])
+    async with world.reporter():
+        async with world.worker_before_approvals(reply):
+            run = await world.start(calls(note(notes, "paid")), {"text": "done"}, agent=asks())
+            await world.eventually(lambda: run.reports and "before approvals" in run.last_report.message)
+        async with world.worker():
+            (request,) = await run.pending()
+            assert lines(notes) == []
+            await run.decide(request, "Approve")
+            ended = await run.end()
+    assert (ended.outcome, lines(notes)) == ("Succeeded", ["paid"])
 
 
 async def test_a_decision_about_an_approval_made_anew_needs_its_uid(world: "World") -> None:

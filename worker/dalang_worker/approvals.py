@@ -21,7 +21,7 @@ from typing import Any, Literal
 from dalang import ToolFunction
 from dalang_api import cel
 from dalang_api.canonical import NotCanonicalError, canonical, digest
-from dalang_api.contract import AgentSnapshot, ApprovalFloor, ApprovalNeeded, ApprovalPolicy, ToolCall
+from dalang_api.contract import AgentSnapshot, ApprovalFloor, ApprovalNeeded, ApprovalPolicy, ToolCall, ToolOutcome
 from pydantic_core import from_json
 
 from dalang_worker.mcp import McpTool
@@ -33,6 +33,18 @@ ARGUMENTS_MAX_BYTES = 64 * 1024
 
 CHANGED_DO_NOT_FIT = "Not run: a human approved the call with other arguments, and those do not fit the tool."
 """What the model is told of an approver's arguments that do not fit, before what is wrong with them."""
+
+
+def unknown_outcome(tool: str) -> ToolOutcome:
+    """Return what the model is told where an approved call is to be tried again and the tool is another by now.
+
+    The attempt before may have run it as it was approved; to ask again would say that it has not.
+    """
+    words = (
+        f"The outcome of {tool} is unknown: its worker was lost after the call was approved, and the tool has changed since. "
+        "It may have done its work or not, and it is not run again by itself. Find out before you call it again."
+    )
+    return ToolOutcome(output=words, is_error=True)
 
 
 class UnshowableError(Exception):

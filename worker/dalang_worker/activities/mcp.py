@@ -11,7 +11,14 @@ from temporalio import activity
 
 from dalang_worker.activities.failures import interrupted
 from dalang_worker.activities.heartbeat import beating
-from dalang_worker.approvals import CHANGED_DO_NOT_FIT, CalledTool, UnshowableError, approved_text, ask_again
+from dalang_worker.approvals import (
+    CHANGED_DO_NOT_FIT,
+    CalledTool,
+    UnshowableError,
+    approved_text,
+    ask_again,
+    unknown_outcome,
+)
 from dalang_worker.mcp import McpConnectionLostError, McpTool, McpUnavailableError
 from dalang_worker.mcp.content import failed
 from dalang_worker.mcp.servers import McpServers
@@ -46,15 +53,17 @@ class McpActivity:
             if call.approved_digest is not None:
                 tool = await self._tool(call)
                 if (again := ask_again(CalledTool.mcp(call.tool, call.server or "", tool), call)) is not None:
+                    if activity.info().attempt > 1:
+                        raise _FailedError(unknown_outcome(call.tool))
                     return ToolOutcome(output="", ask_again=again)
                 call = call.model_copy(update={"arguments": approved_text(call)})
                 _check_changed(call, tool)
             arguments = _parse(call.arguments)
             outcome = await self._call_again_if_lost(call, arguments, key)
         except UnshowableError as error:
-            raise _FailedError(failed(f"Not run: {error}.")) from None
+            raise _FailedError(_not_run(f"Not run: {error}.")) from None
         except (_ArgumentsError, McpUnavailableError) as error:
-            raise _FailedError(failed(str(error))) from None
+            raise _FailedError(_not_run(str(error))) from None
         except McpConnectionLostError as error:
             words = f"{error}. Whether {call.tool} ran is not known: assume neither that it did nor that it did not"
             raise _FailedError(failed(words if error.may_have_run else str(error))) from None
@@ -67,6 +76,8 @@ class McpActivity:
         for tool in await self._servers.list_tools(call.server or ""):
             if tool.name == call.function:
                 return tool
+        if activity.info().attempt > 1:
+            raise _FailedError(unknown_outcome(call.tool))
         raise _ArgumentsError(f"Not run: MCP server {call.server!r} has no tool {call.function!r} any more")
 
     async def _call_again_if_lost(self, call: ToolCall, arguments: dict[str, Any], key: str) -> ToolOutcome:
@@ -91,6 +102,11 @@ class _FailedError(Exception):
     def __init__(self, outcome: ToolOutcome) -> None:
         super().__init__(outcome.output)
         self.outcome = outcome
+
+
+def _not_run(words: str) -> ToolOutcome:
+    # An attempt before this one may have been lost while it ran.
+    return failed(words).model_copy(update={"not_run": activity.info().attempt == 1 or None})
 
 
 def _check_changed(call: ToolCall, tool: McpTool) -> None:

@@ -454,6 +454,7 @@ def make_reply(
         structured_output=structured,
         correction=correction,
         approval=needed,
+        judged=True,
     )
 
 

@@ -21,7 +21,14 @@ from temporalio import activity
 
 from dalang_worker.activities.failures import interrupted, retryable
 from dalang_worker.activities.heartbeat import beating
-from dalang_worker.approvals import CHANGED_DO_NOT_FIT, CalledTool, UnshowableError, approved_text, ask_again
+from dalang_worker.approvals import (
+    CHANGED_DO_NOT_FIT,
+    CalledTool,
+    UnshowableError,
+    approved_text,
+    ask_again,
+    unknown_outcome,
+)
 from dalang_worker.metrics import TOOL_CALL_TIME, TOOL_CALLS, measured
 from dalang_worker.text import cut
 from dalang_worker.tools.runner import ToolRaisedError, ToolRunner
@@ -52,16 +59,18 @@ class ToolActivity:
             problem = f"This worker registers no function {call.function}"
             # Where there is no further attempt the model is not to think that the outcome is unknown.
             if call.once or activity.info().attempt >= MISSING_ATTEMPTS:
-                return _failed(f"The tool did not run. {problem}.")
+                return _not_run(f"The tool did not run. {problem}.")
             raise retryable(Reason.TOOL_NOT_FOUND, problem)
         try:
             if (again := _ask_again(function, call)) is not None:
+                if activity.info().attempt > 1:
+                    return unknown_outcome(call.tool)
                 return ToolOutcome(output="", ask_again=again)
             arguments = function.parse(call.arguments if call.approved_digest is None else approved_text(call))
         except UnshowableError as error:
-            return _failed(f"Not run: {error}.")
+            return _not_run(f"Not run: {error}.")
         except ArgumentsError as error:
-            return _failed(f"{CHANGED_DO_NOT_FIT} {error}" if call.approved_arguments is not None else str(error))
+            return _not_run(f"{CHANGED_DO_NOT_FIT} {error}" if call.approved_arguments is not None else str(error))
         info = activity.info()
         arguments = function.with_context(arguments, context_of(call, str(info.workflow_id)))
         async with beating():
@@ -197,6 +206,11 @@ def _decode(value: bytes) -> str:
         return "[not UTF-8: what cannot be read is shown as \N{REPLACEMENT CHARACTER}]\n" + value.decode(
             errors="replace"
         )
+
+
+def _not_run(message: str) -> ToolOutcome:
+    # An attempt before this one may have been lost while it ran.
+    return _failed(message).model_copy(update={"not_run": activity.info().attempt == 1 or None})
 
 
 def _failed(message: str) -> ToolOutcome:

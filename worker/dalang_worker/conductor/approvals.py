@@ -1,13 +1,16 @@
 """What waits for humans in a run, and what came of it. Who was first, a decision or the timeout, is decided here alone."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from dalang_api import contract
 from dalang_api.contract import ApprovalEnd, ApprovalRequest, Decision
 
 ENDED_MAX = 64
-"""How many ended approvals are told: more than can come to an end between two reports, as a rule."""
+"""How many ended approvals one report tells; while no report comes through, there may be more to tell."""
+ENDED_KEPT = 16
+"""How many of those are told again that a report has told already: as many as a run's status shows."""
 
 
 @dataclass
@@ -32,6 +35,9 @@ class Approvals:
         """Called when something is asked, and when it no longer is."""
         self.pending: dict[str, Pending] = {}
         self.ended: list[ApprovalEnd] = []
+        """What has not been told yet, and the last few that have."""
+        self._told: set[str] = set()
+        """Names of those in `ended` that have."""
 
     def ask(self, request: ApprovalRequest) -> Pending:
         """Add a request."""
@@ -66,7 +72,7 @@ class Approvals:
         self.changed()
         return pending.decided.result() if pending.decided.done() else None
 
-    def end(self, pending: Pending, state: str, decision: Decision | None = None) -> None:
+    def end(self, pending: Pending, state: str, decision: Decision | None = None, note: str | None = None) -> None:
         """Note what came of a request that is asked no more."""
         end = ApprovalEnd.model_validate(
             {
@@ -76,12 +82,43 @@ class Approvals:
                 "state": state,
                 "decision": decision.decision if decision else None,
                 "decided_by": decision.decided_by if decision else None,
+                "note": _cut(note) if note else None,
             }
         )
-        self.ended = [*self.ended, end][-ENDED_MAX:]
+        self.ended.append(end)
+
+    def to_tell(self) -> list[ApprovalEnd]:
+        """Return what the next report tells of approvals that have come to an end."""
+        return self.ended[-ENDED_MAX:]
+
+    def were_told(self, ends: Iterable[ApprovalEnd]) -> None:
+        """Take note that a report has come through that told these."""
+        self._told.update(end.name for end in ends)
+        kept_from = len(self.ended) - ENDED_KEPT
+        self.ended = [end for place, end in enumerate(self.ended) if place >= kept_from or end.name not in self._told]
+        self._told &= {end.name for end in self.ended}
+
+    def that_fit(self) -> list[ApprovalRequest]:
+        """Return the pending requests that fit a report, those asked first before all others.
+
+        So what was asked once stays asked: an AgentApproval that is left out would look as if it were no more wanted.
+        """
+        requests: list[ApprovalRequest] = []
+        left = contract.PENDING_APPROVALS_MAX_BYTES
+        for pending in self.pending.values():
+            left -= len(pending.request.model_dump_json(exclude_none=True).encode())
+            if left < 0:
+                break
+            requests.append(pending.request)
+        return requests
 
     def _match(self, pending: Pending) -> None:
         for decision in pending.offered:
             fits = decision.uid == pending.uid and decision.digest == pending.request.digest
             if fits and not pending.decided.done():
                 pending.decided.set_result(decision)
+
+
+def _cut(note: str) -> str:
+    most = contract.APPROVAL_NOTE_MAX_CHARS
+    return note if len(note) <= most else f"{note[: most - 1]}…"

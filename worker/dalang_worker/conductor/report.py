@@ -7,7 +7,7 @@ from typing import Any
 from dalang_api import contract
 from dalang_api.contract import Message, RecentMessage, RunReport
 
-from dalang_worker.conductor.loop import Answer, RunState
+from dalang_worker.conductor.state import Answer, RunState
 from dalang_worker.conductor.thread import Thread
 
 _ROLES = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
@@ -64,8 +64,8 @@ def make_report(
             "cost_usd": f"{budget.cost_usd:f}" if budget.is_priced and budget.turns else None,
             "structured_output": _small(answer.structured) if answer else None,
             "context": {name: contract.context_text(value) for name, value in state.main.context.items()} or None,
-            "pending_approvals": [pending.request for pending in state.approvals.pending.values()] or None,
-            "ended_approvals": state.approvals.ended or None,
+            "pending_approvals": state.approvals.that_fit() or None,
+            "ended_approvals": state.approvals.to_tell() or None,
             "retrieval_failure": _joined(state.retrieval_failures),
             "tools_failure": _joined(state.tools_failures),
         }

@@ -1,7 +1,10 @@
 """A thread: an append-only list of messages with a running digest, and what of it a model call has to carry."""
 
 from dalang_api import contract
-from dalang_api.contract import Message
+from dalang_api.contract import Message, TextPart
+
+CORRECTOR = "dalang"
+"""Sender of what the run itself tells an agent, such as to answer again."""
 
 
 class Thread:
@@ -21,6 +24,10 @@ class Thread:
         self.messages.append(message)
         self._sizes.append(_size(message))
         self._digests.append(contract.extend_digest(self._digests[-1], message))
+
+    def tell(self, words: str) -> None:
+        """Add a message of the run's own to the agent."""
+        self.append(Message(role="user", parts=[TextPart(text=words)], sender=CORRECTOR))
 
     def append_reply(self, message: Message) -> None:
         """Add a model's reply. The worker that made it has cached all up to here, so it need not be sent again."""

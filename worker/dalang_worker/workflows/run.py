@@ -41,8 +41,9 @@ with workflow.unsafe.imports_passed_through():
 
     from dalang_worker.conductor.approvals import Pending
     from dalang_worker.conductor.budget import RunFailed
-    from dalang_worker.conductor.loop import Answer, Question, RunState, converse
+    from dalang_worker.conductor.loop import converse
     from dalang_worker.conductor.report import make_report, timestamp
+    from dalang_worker.conductor.state import Answer, Question, RunState
 
 MODEL_START_TO_CLOSE = timedelta(minutes=10)
 """One attempt of a model call; a long answer of a large model takes minutes."""
@@ -69,6 +70,8 @@ does not have yet, a worker that was stopped, a workflow that could not be asked
 REPORT_RETRY = RetryPolicy(
     initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=10)
 )
+ONE_REPORT = "one-report"
+"""The change since when a report replaces the one under way."""
 PROGRESS_INTERVAL = timedelta(seconds=30)
 """Progress is reported at most this often: each report is a write to the API server and six events of history."""
 
@@ -91,6 +94,7 @@ class AgentRunWorkflow:
         self._started_at = workflow.now()
         self._seq = 0
         self._reported_at = self._started_at
+        self._reporting: workflow.ActivityHandle[dict[str, Any] | None] | None = None
         self._retrying: dict[str, Retrying] = {}
         """For each thread whose model call fails: how."""
         self._has_recovered = False
@@ -248,6 +252,14 @@ class AgentRunWorkflow:
             )
         )
 
+    def model_call_is_made_again(self, call: ModelCall, why: str) -> None:
+        """Tell it as what a model activity tells of itself."""
+        self.retrying(Retrying(reason=Reason.MODEL_RETRYING, message=why, thread=call.thread))
+
+    def patched(self, change: str) -> bool:
+        """Return whether this run's history is one of after a change."""
+        return workflow.patched(change)
+
     def history_is_full(self) -> bool:
         """Return whether the history comes near the size at which Temporal ends a workflow without a word."""
         info = workflow.info()
@@ -304,16 +316,20 @@ class AgentRunWorkflow:
         if self._state.clock.stands_still:
             phase, reason = Phase.AWAITING_APPROVAL, Reason.AWAITING_APPROVAL
             message = "; ".join(one.request.question for one in pending.values())
-        sent = self._start_report(self._report(phase, reason, message), None if pending else give_up_after)
-        sent.add_done_callback(partial(self._learn, self._seq))
+        report = self._report(phase, reason, message)
+        sent = self._start_report(report, None if pending else give_up_after)
+        sent.add_done_callback(partial(self._learn, report))
 
-    def _learn(self, seq: int, done: "asyncio.Future[dict[str, Any] | None]") -> None:
+    def _learn(self, report: RunReport, done: "asyncio.Future[dict[str, Any] | None]") -> None:
         """Take note of the AgentApprovals that a report has made. A report that was lost is none to asyncio's log.
 
-        What an older one says comes too late: an approval may have been made anew since.
+        What an older one says of them comes too late: an approval may have been made anew since.
         """
-        if not done.cancelled() and done.exception() is None and seq > self._learned:
-            self._learned = seq
+        if done.cancelled() or done.exception() is not None:
+            return
+        self._state.approvals.were_told(report.ended_approvals or ())
+        if report.seq > self._learned:
+            self._learned = report.seq
             self._state.approvals.learn(ReportResult.model_validate(done.result() or {}).approvals or {})
 
     async def _fail(self, failure: RunFailed) -> RunReport:
@@ -363,7 +379,15 @@ class AgentRunWorkflow:
     def _start_report(
         self, report: RunReport, give_up_after: timedelta | None
     ) -> "workflow.ActivityHandle[dict[str, Any] | None]":
-        return workflow.start_activity(
+        """Start a report in place of the one under way.
+
+        While the operator is away Temporal would try that for ever with what it said at first, and so each of those that
+        came after it. The new one waits for nothing, since the reporter takes no status back to an older report; else one
+        that cannot succeed, as where another object has the name of an AgentApproval, would hold up all later ones.
+        """
+        if self._reporting is not None and not self._reporting.done() and workflow.patched(ONE_REPORT):
+            self._reporting.cancel()
+        self._reporting = workflow.start_activity(
             contract.REPORT_ACTIVITY,
             report,
             task_queue=contract.reporter_queue(self._target.installation),
@@ -371,6 +395,7 @@ class AgentRunWorkflow:
             schedule_to_close_timeout=give_up_after,
             retry_policy=REPORT_RETRY,
         )
+        return self._reporting
 
     def _turns(self) -> str:
         turns = self._state.budget.turns

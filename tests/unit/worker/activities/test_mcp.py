@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from dalang_api.contract import McpServerSettings, SecretKey, ToolCall, ToolOutcome, idempotency_key
 from dalang_worker.activities.mcp import McpActivity
-from dalang_worker.approvals import CHANGED_DO_NOT_FIT, CalledTool
+from dalang_worker.approvals import CHANGED_DO_NOT_FIT, CalledTool, unknown_outcome
 from dalang_worker.mcp.servers import McpServers
 from dalang_worker.metrics import TOOL_CALLS
 from temporalio.activity import ActivityCancellationDetails
@@ -107,7 +107,7 @@ async def test_a_server_that_is_away_is_told_to_the_model(
 ) -> None:
     outcome = await environment.run(activity.mcp, call("add").model_copy(update={"server": "away"}))
     words = "MCP server 'away' is not available: 'no-such-command' cannot be run: No such file or directory"
-    assert outcome == ToolOutcome(output=words, is_error=True)
+    assert outcome == ToolOutcome(output=words, is_error=True, not_run=True)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +215,17 @@ async def test_what_was_not_approved_is_asked_again(activity: McpActivity, envir
     assert again.ask_again.digest == fresh.approved_digest
 
 
+async def test_what_has_changed_since_a_worker_was_lost_may_have_run(
+    activity: McpActivity, environment: ActivityEnvironment
+) -> None:
+    lost = another(environment)
+    lost.info = replace(environment.info, attempt=2)
+    other = await approved(activity, approved_digest=f"sha256:{'0' * 64}")
+    assert await lost.run(activity.mcp, other) == unknown_outcome("everything_add")
+    gone = (await approved(activity)).model_copy(update={"function": "burn"})
+    assert await lost.run(activity.mcp, gone) == unknown_outcome("everything_add")
+
+
 async def test_a_tool_that_is_gone_is_told(activity: McpActivity, environment: ActivityEnvironment) -> None:
     gone = (await approved(activity)).model_copy(update={"function": "burn"})
     outcome = await environment.run(activity.mcp, gone)
@@ -224,6 +235,6 @@ async def test_a_tool_that_is_gone_is_told(activity: McpActivity, environment: A
 async def test_an_approver_s_arguments_that_do_not_fit(activity: McpActivity, environment: ActivityEnvironment) -> None:
     changed = await approved(activity, '{"a":"one","b":5}', approved_arguments='{"a":1,"b":2}')
     outcome = await environment.run(activity.mcp, changed)
-    assert outcome.is_error
+    assert (outcome.is_error, outcome.not_run) == (True, True)
     assert outcome.output.startswith(f"{CHANGED_DO_NOT_FIT} The answer does not fit the schema: at a: 'one' is not")
     assert "Answer again" not in outcome.output

@@ -81,6 +81,7 @@ def test_an_answer_is_a_text(tools: Tools) -> None:
         message=Message(role="assistant", parts=[TextPart(text="No.")], sender="support"),
         input_tokens=12,
         output_tokens=3,
+        judged=True,
     )
 
 

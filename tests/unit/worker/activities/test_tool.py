@@ -11,7 +11,7 @@ import pytest
 from dalang import Context, Handoff, ToolError, ToolFunction, ToolResult, tool
 from dalang_api.contract import CONTEXT_MAX_BYTES, TOOL_OUTPUT_MAX_BYTES, ToolCall, ToolOutcome, idempotency_key
 from dalang_worker.activities.tool import ToolActivity, render, to_outcome
-from dalang_worker.approvals import CalledTool
+from dalang_worker.approvals import CalledTool, unknown_outcome
 from dalang_worker.tools.runner import ToolRunner
 from pydantic import BaseModel
 from temporalio.exceptions import ApplicationError
@@ -359,6 +359,24 @@ class TestApproval:
         assert (again.arguments, paid) == ('{"amount":120}', [])
         assert await make_call(asked.model_copy(update={"approved_digest": again.digest})) == ToolOutcome(output="paid")
 
+    @pytest.mark.parametrize(
+        ("arguments", "approved"),
+        [
+            pytest.param('{"amount": 121}', None, id="other arguments"),
+            pytest.param('{"amount": "all"}', '{"amount": 121}', id="an approver's, which do not fit"),
+        ],
+    )
+    async def test_what_has_changed_since_a_worker_was_lost_may_have_run(
+        self,
+        arguments: str,
+        approved: str | None,
+        make_call: Callable[..., Any],
+        registry: dict[str, ToolFunction],
+        paid: list[float],
+    ) -> None:
+        asked = self.approved(registry, arguments, approved_arguments=approved)
+        assert (await make_call(asked, attempt=2), paid) == (unknown_outcome("pay"), [])
+
     async def test_an_approver_s_arguments_are_run_instead(
         self, make_call: Callable[..., Any], registry: dict[str, ToolFunction], paid: list[float]
     ) -> None:
@@ -386,4 +404,4 @@ class TestApproval:
         paid: list[float],
     ) -> None:
         outcome = await make_call(self.approved(registry, arguments, approved_arguments='{"amount": 120}'))
-        assert (outcome.is_error, words in outcome.output, paid) == (True, True, [])
+        assert (outcome.is_error, outcome.not_run, words in outcome.output, paid) == (True, True, True, [])

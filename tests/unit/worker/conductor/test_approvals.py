@@ -5,13 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from dalang_api import contract
 from dalang_api.contract import (
     AgentCall,
     AgentSnapshot,
     ApprovalNeeded,
+    ApprovalPolicy,
     ApprovalRequest,
     CallVerdict,
     Decision,
+    HandoffBinding,
     LimitSettings,
     Message,
     ModelCall,
@@ -19,16 +22,18 @@ from dalang_api.contract import (
     RunInput,
     Snapshot,
     TextPart,
+    ToolBinding,
     ToolCall,
     ToolCallPart,
     ToolOutcome,
     ToolResultPart,
 )
 from dalang_api.v1alpha1.conditions import Reason
-from dalang_worker.conductor.approvals import Pending
+from dalang_worker.conductor.approvals import Approvals, Pending
 from dalang_worker.conductor.budget import RunFailed
 from dalang_worker.conductor.clock import Clock
-from dalang_worker.conductor.loop import Answer, Question, RunState, converse
+from dalang_worker.conductor.loop import converse
+from dalang_worker.conductor.state import Answer, Question, RunState
 
 USER = Message(role="user", parts=[TextPart(text="Refund order 42.")])
 NEEDED = ApprovalNeeded(question="Refund?", arguments='{"amount":120}', digest="sha256:1")
@@ -71,6 +76,10 @@ class Ports:
     fails: RunFailed | None = None
     asked: list[Question] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
+    made_again: list[str] = field(default_factory=list)
+    """Why model calls were made again."""
+    is_patched: bool = True
+    """The run is one of the present version."""
 
     async def model(self, agent: AgentSnapshot, call: ModelCall, attempts: int) -> ModelReply:
         await asyncio.sleep(0)
@@ -106,6 +115,12 @@ class Ports:
             self.run.approvals.decide(made(request, len(self.asked), **decision))
         return pending
 
+    def model_call_is_made_again(self, call: ModelCall, why: str) -> None:
+        self.made_again.append(why)
+
+    def patched(self, change: str) -> bool:
+        return self.is_patched
+
     def history_is_full(self) -> bool:
         return False
 
@@ -129,6 +144,10 @@ def told(run: RunState) -> list[tuple[str, bool | None]]:
 
 def ended(run: RunState) -> list[tuple[str, str | None]]:
     return [(end.state, end.decision) for end in run.approvals.ended]
+
+
+def notes(run: RunState) -> list[str | None]:
+    return [end.note for end in run.approvals.ended]
 
 
 APPROVE = {"decision": "Approve", "decided_by": "ada"}
@@ -168,18 +187,25 @@ async def test_changed_arguments_are_used_and_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("on_timeout", "calls", "output"),
+    ("on_timeout", "calls", "output", "note"),
     [
-        pytest.param("Reject", 0, "Not run: nobody approved it in time.", id="rejected"),
-        pytest.param("Approve", 1, "refunded", id="approved"),
+        pytest.param("Reject", 0, "Not run: nobody approved it in time.", None, id="rejected"),
+        pytest.param(
+            "Approve",
+            1,
+            "refunded",
+            "Nobody decided in time, which approves it: onTimeout is Approve",
+            id="approved",
+        ),
     ],
 )
-async def test_what_nobody_decides_in_time(on_timeout: str, calls: int, output: str) -> None:
+async def test_what_nobody_decides_in_time(on_timeout: str, calls: int, output: str, note: str | None) -> None:
     run = state()
     expires = needed(timeout_seconds=0.01, on_timeout=on_timeout)
     ports = Ports(run, {"desk": [asks(refund(approval=expires)), says("Done.")]})
     await converse(run, run.main, ports)
     assert (len(ports.tool_calls), told(run)[0][0], ended(run)) == (calls, output, [("Expired", None)])
+    assert notes(run) == [note]
 
 
 async def test_nobody_could_approve_what_there_was_no_object_for() -> None:
@@ -189,6 +215,7 @@ async def test_nobody_could_approve_what_there_was_no_object_for() -> None:
     ports = Ports(run, {"desk": [asks(refund(approval=expires)), says("Done.")]}, makes_objects=False)
     await converse(run, run.main, ports)
     assert (ports.tool_calls, told(run)) == ([], [("Not run: nobody approved it in time.", True)])
+    assert notes(run) == ["Nobody could decide in time, so it was not approved, although onTimeout is Approve"]
 
 
 async def test_an_approved_call_that_is_stopped_was_applied_all_the_same() -> None:
@@ -206,6 +233,48 @@ async def test_what_nobody_decides_in_time_may_fail_the_run() -> None:
     with pytest.raises(RunFailed, match="Nobody decided in time: Refund") as failed:
         await converse(run, run.main, ports)
     assert failed.value.reason is Reason.APPROVAL_EXPIRED
+
+
+async def test_what_was_approved_and_not_run_all_the_same_is_noted() -> None:
+    run = state()
+    words = f"Not run: a human approved the call with other arguments, and those do not fit the tool. {'x' * 300}"
+    outcome = ToolOutcome(output=words, is_error=True, not_run=True)
+    override = {**APPROVE, "override": {"amount": "all"}}
+    ports = Ports(run, {"desk": [asks(refund()), says("Done.")]}, [override], [outcome])
+    await converse(run, run.main, ports)
+    assert ended(run) == [("Applied", "Approve")]
+    assert notes(run) == [f"{words[: contract.APPROVAL_NOTE_MAX_CHARS - 1]}…"]
+
+
+async def test_a_hand_off_takes_no_changed_arguments_and_that_is_noted() -> None:
+    desk = AgentSnapshot(name="desk", uid="u", generation=1, queue="i.shop.desk", model="gpt")
+    run = state(
+        desk.model_copy(update={"handoffs": [HandoffBinding(agent="sales")]}), desk.model_copy(update={"name": "sales"})
+    )
+    transfer = CallVerdict(call_id="1", handoff="sales", approval=NEEDED)
+    ports = Ports(run, {"desk": [asks(transfer)], "sales": [says("Hello.")]}, [{**APPROVE, "override": {"a": 1}}])
+    assert (await converse(run, run.main, ports)).text == "Hello."
+    assert notes(run) == ["The changed arguments were not used: a hand-off takes none"]
+
+
+LARGE = {**APPROVE, "override": {"why": "x" * contract.MESSAGE_MAX_BYTES}}
+
+
+async def test_changed_arguments_that_are_too_large_are_asked_about_anew() -> None:
+    run = state()
+    ports = Ports(run, {"desk": [asks(refund()), says("Done.")]}, [LARGE, APPROVE])
+    await converse(run, run.main, ports)
+    note = "The changed arguments cannot be used: more than 32768 bytes"
+    assert [question.needed.question for question in ports.asked] == ["Refund?", f"Refund? ({note})"]
+    assert [call.arguments for call in ports.tool_calls] == ['{"amount": 120}']
+    assert (ended(run), notes(run)) == ([("Superseded", "Approve"), ("Applied", "Approve")], [note, None])
+
+
+async def test_a_run_from_before_that_goes_on_as_it_began() -> None:
+    run = state()
+    ports = Ports(run, {"desk": [asks(refund()), says("Done.")]}, [LARGE], is_patched=False)
+    await converse(run, run.main, ports)
+    assert (len(ports.tool_calls), ended(run)) == (1, [("Applied", "Approve")])
 
 
 async def test_a_tool_that_has_changed_is_asked_about_anew() -> None:
@@ -336,6 +405,117 @@ async def test_a_changed_answer_that_does_not_fit_is_asked_about_anew() -> None:
     assert (await converse(run, run.main, ports)).structured == {}
     assert ports.asked[1].needed.question == "Refund? (The changed answer did not fit: day: no)"
     assert ended(run) == [("Superseded", "Approve"), ("Applied", "Approve")]
+    assert notes(run) == ["The changed answer did not fit: day: no", None]
+
+
+async def test_a_changed_answer_that_is_too_large_is_asked_about_anew() -> None:
+    run = state()
+    ports = Ports(run, {"desk": [says("Today.", approval=NEEDED)]}, [LARGE, APPROVE])
+    assert (await converse(run, run.main, ports)).text == "Today."
+    assert notes(run) == ["The changed answer cannot be used: more than 32768 bytes", None]
+
+
+# ── Replies of workers that know of no approvals ───────────────────────────────────────────────────────────────────
+
+
+DESK = AgentSnapshot(name="desk", uid="u", generation=1, queue="i.shop.desk", model="gpt")
+ASKS_ABOUT_REFUNDS = DESK.model_copy(
+    update={"tools": [ToolBinding(name="refund", function="refund", approval=ApprovalPolicy())]}
+)
+ASKS_ABOUT_ANSWERS = DESK.model_copy(update={"output_approval": ApprovalPolicy()})
+
+
+def unjudged(reply: ModelReply) -> ModelReply:
+    return reply.model_copy(update={"judged": None, "input_tokens": 10})
+
+
+@pytest.mark.looptime(True)
+@pytest.mark.parametrize(
+    ("agent", "reply"),
+    [
+        pytest.param(ASKS_ABOUT_REFUNDS, asks(refund(approval=None)), id="a call"),
+        pytest.param(ASKS_ABOUT_ANSWERS, says("Today."), id="an answer"),
+    ],
+)
+async def test_what_was_not_judged_is_asked_of_the_model_again(agent: AgentSnapshot, reply: ModelReply) -> None:
+    run = state(agent)
+    ports = Ports(run, {"desk": [unjudged(reply)] * 8 + [says("Monday.", judged=True)]})
+    began = asyncio.get_running_loop().time()
+    assert (await converse(run, run.main, ports)).text == "Monday."
+    assert asyncio.get_running_loop().time() - began == 1 + 2 + 4 + 8 + 16 + 32 + 60 + 60
+    assert ports.made_again == ["A worker of pool desk is of a version before approvals: update the pool"] * 8
+    assert (ports.tool_calls, run.budget.turns, run.budget.input_tokens) == ([], 1, 80)
+    assert [message.text() for message in run.main.thread.messages] == ["Refund order 42.", "Monday."]
+
+
+@pytest.mark.looptime(True)
+async def test_what_was_not_judged_counts_against_the_budget() -> None:
+    run = state(ASKS_ABOUT_REFUNDS, max_tokens=25)
+    ports = Ports(run, {"desk": [unjudged(says("Today."))] * 4})
+    with pytest.raises(RunFailed) as failed:
+        await converse(run, run.main, ports)
+    assert (failed.value.reason, len(ports.made_again)) == (Reason.TOKEN_BUDGET, 3)
+
+
+@pytest.mark.parametrize(
+    ("agent", "is_patched"),
+    [
+        pytest.param(DESK, True, id="of an agent that asks for nothing"),
+        pytest.param(ASKS_ABOUT_REFUNDS, False, id="in a run from before"),
+    ],
+)
+async def test_a_reply_that_was_not_judged_counts(agent: AgentSnapshot, is_patched: bool) -> None:
+    run = state(agent)
+    ports = Ports(run, {"desk": [unjudged(says("Today."))]}, is_patched=is_patched)
+    assert (await converse(run, run.main, ports)).text == "Today."
+
+
+# ── What reports tell ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def request(name: str, size: int = 2) -> ApprovalRequest:
+    return ApprovalRequest(
+        name=name,
+        subject="ToolCall",
+        agent="desk",
+        question="?",
+        arguments="x" * size,
+        digest="sha256:1",
+        requested_at="now",
+    )
+
+
+async def test_what_has_been_told_is_told_no_more_but_the_last_few() -> None:
+    approvals = Approvals("run-uid")
+
+    def end(*names: str) -> None:
+        for name in names:
+            pending = approvals.ask(request(name))
+            approvals.take(pending)
+            approvals.end(pending, "Expired")
+
+    def names() -> list[str]:
+        return [end.name for end in approvals.to_tell()]
+
+    first, second = [f"a{number}" for number in range(100)], [f"b{number}" for number in range(4)]
+    end(*first)
+    assert names() == first[-64:]
+    approvals.were_told(approvals.to_tell())
+    end(*second)
+    assert names() == [*first[:36], *first[-16:], *second]
+    approvals.were_told(approvals.to_tell())
+    assert names() == [*first[-12:], *second]
+
+
+async def test_no_more_is_asked_at_once_than_fits_a_report() -> None:
+    approvals = Approvals("run-uid")
+    pending = {name: approvals.ask(request(name, 400_000)) for name in "abcd"}
+    approvals.ask(request("small"))
+    assert [one.name for one in approvals.that_fit()] == ["a", "b"]
+    approvals.take(pending["a"])
+    assert [one.name for one in approvals.that_fit()] == ["b", "c"]
+    approvals.take(pending["c"])
+    assert [one.name for one in approvals.that_fit()] == ["b", "d", "small"]
 
 
 # ── The clock ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -27,7 +27,8 @@ from dalang_api.contract import (
 from dalang_api.v1alpha1.conditions import Reason
 from dalang_worker.conductor.approvals import Pending
 from dalang_worker.conductor.budget import RunFailed
-from dalang_worker.conductor.loop import Question, RunState, converse
+from dalang_worker.conductor.loop import converse
+from dalang_worker.conductor.state import Question, RunState
 
 AGENT = AgentSnapshot(
     name="support",
@@ -107,6 +108,12 @@ class FakePorts:
 
     def ask(self, agent: AgentSnapshot, question: Question) -> Pending:
         raise AssertionError(question)
+
+    def model_call_is_made_again(self, call: ModelCall, why: str) -> None:
+        raise AssertionError(why)
+
+    def patched(self, change: str) -> bool:
+        return True
 
     def history_is_full(self) -> bool:
         return len(self.model_calls) + 1 >= self.full_from_turn

@@ -17,8 +17,8 @@ from dalang_api.contract import (
     ToolCallPart,
     ToolResultPart,
 )
-from dalang_worker.conductor.loop import Answer, RunState
 from dalang_worker.conductor.report import make_report, recent_messages, timestamp
+from dalang_worker.conductor.state import Answer, RunState
 from dalang_worker.conductor.thread import Thread
 
 STARTED = datetime(2026, 3, 1, 12, 0, 0, 999_999, tzinfo=UTC)

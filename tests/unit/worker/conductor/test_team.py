@@ -28,7 +28,9 @@ from dalang_api.contract import (
 from dalang_api.v1alpha1.conditions import Reason
 from dalang_worker.conductor.approvals import Pending
 from dalang_worker.conductor.budget import RunFailed
-from dalang_worker.conductor.loop import CORRECTOR, Answer, Question, RunState, converse
+from dalang_worker.conductor.loop import converse
+from dalang_worker.conductor.state import Answer, Question, RunState
+from dalang_worker.conductor.thread import CORRECTOR
 
 USER = Message(role="user", parts=[TextPart(text="Where is order 42?")])
 
@@ -110,6 +112,12 @@ class Ports:
 
     def ask(self, agent: AgentSnapshot, question: Question) -> Pending:
         raise AssertionError(question)
+
+    def model_call_is_made_again(self, call: ModelCall, why: str) -> None:
+        raise AssertionError(why)
+
+    def patched(self, change: str) -> bool:
+        return True
 
     def history_is_full(self) -> bool:
         return False
