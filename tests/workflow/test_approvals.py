@@ -14,9 +14,13 @@ from dalang_api.contract import (
     CallVerdict,
     Message,
     ModelReply,
+    ReportResult,
+    RunReport,
     ToolBinding,
     ToolCallPart,
 )
+from temporalio import activity
+from temporalio.worker import Worker
 
 if TYPE_CHECKING:
     from tests.workflow.conftest import Run, World
@@ -235,6 +239,32 @@ async def test_a_report_that_hangs_is_replaced_and_its_successor_tells_what_ther
             await run.decide(request, "Approve")
         ended = await run.end()
     assert (ended.outcome, sorted(lines(notes))) == ("Succeeded", ["a", "b"])
+
+
+async def test_what_a_replaced_report_has_made_all_the_same_is_known(world: "World") -> None:
+    notes, seen, may_end = world.path / "notes", [], asyncio.Event()
+
+    @activity.defn(name=contract.REPORT_ACTIVITY)
+    async def report(report: RunReport) -> ReportResult:
+        seen.append(report)
+        if report.seq > 1 and not lines(notes):
+            raise ConnectionError("the API server is away")
+        await may_end.wait()
+        world.reported.setdefault(activity.info().workflow_id or "", []).append(report)
+        return ReportResult(approvals={request.name: "uid" for request in report.pending_approvals or ()})
+
+    queue = contract.reporter_queue(world.installation)
+    async with world.worker(), Worker(world.client, task_queue=queue, activities=[report]):
+        run = await world.start(calls(note(notes, "paid")), {"text": "done"}, agent=asks())
+        await world.eventually(lambda: seen)
+        await run.handle.signal(contract.REPORT_AGAIN_SIGNAL)
+        await world.eventually(lambda: len(seen) > 1)
+        may_end.set()
+        (request,) = seen[0].pending_approvals or []
+        world.approval_uids[request.name] = "uid"
+        await run.decide(request, "Approve")
+        ended = await run.end()
+    assert (ended.outcome, lines(notes)) == ("Succeeded", ["paid"])
 
 
 async def test_a_worker_from_before_approvals_gets_no_call_past_them(world: "World") -> None:

@@ -8,9 +8,9 @@ from dalang_api import contract
 from dalang_api.contract import ApprovalEnd, ApprovalRequest, Decision
 
 ENDED_MAX = 64
-"""How many ended approvals one report tells; while no report comes through, there may be more to tell."""
-ENDED_KEPT = 16
-"""How many of those are told again that a report has told already: as many as a run's status shows."""
+"""How many ended approvals one report tells at the most; while no report comes through, there may be more to tell."""
+ENDED_SHOWN = 16
+"""How many of those every report tells that another has told already: as many as a run's status shows."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Approvals:
         """Called when something is asked, and when it no longer is."""
         self.pending: dict[str, Pending] = {}
         self.ended: list[ApprovalEnd] = []
-        """What has not been told yet, and the last few that have."""
+        """What has not been told yet, and the last `ENDED_MAX`, which may have to be told once more."""
         self._told: set[str] = set()
         """Names of those in `ended` that have."""
 
@@ -53,8 +53,12 @@ class Approvals:
                 pending.uid, pending.was_made = uid, True
                 self._match(pending)
 
-    def forget_uids(self) -> None:
-        """An approval may have been deleted: decisions count again when the next report has told which there are."""
+    def forget_what_was_told(self) -> None:
+        """An AgentApproval may have been deleted, or may not say what came of it.
+
+        Decisions count again when the next report has told which there are.
+        """
+        self._told.clear()
         for pending in self.pending.values():
             pending.uid = None
 
@@ -89,12 +93,14 @@ class Approvals:
 
     def to_tell(self) -> list[ApprovalEnd]:
         """Return what the next report tells of approvals that have come to an end."""
-        return self.ended[-ENDED_MAX:]
+        shown_from = len(self.ended) - ENDED_SHOWN
+        to_tell = [end for place, end in enumerate(self.ended) if place >= shown_from or end.name not in self._told]
+        return to_tell[-ENDED_MAX:]
 
     def were_told(self, ends: Iterable[ApprovalEnd]) -> None:
         """Take note that a report has come through that told these."""
         self._told.update(end.name for end in ends)
-        kept_from = len(self.ended) - ENDED_KEPT
+        kept_from = len(self.ended) - ENDED_MAX
         self.ended = [end for place, end in enumerate(self.ended) if place >= kept_from or end.name not in self._told]
         self._told &= {end.name for end in self.ended}
 

@@ -156,7 +156,7 @@ class AgentRunWorkflow:
     @workflow.signal(name=contract.REPORT_AGAIN_SIGNAL)
     def report_again(self) -> None:
         """Report the present state once more; somebody found the object's status out of date."""
-        self._state.approvals.forget_uids()
+        self._state.approvals.forget_what_was_told()
         self._report_progress()
 
     # ── The conductor's ports ──
@@ -394,6 +394,8 @@ class AgentRunWorkflow:
             start_to_close_timeout=timedelta(seconds=10),
             schedule_to_close_timeout=give_up_after,
             retry_policy=REPORT_RETRY,
+            # One that a reporter has at hand is carried out all the same: what it has made is to be known.
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         )
         return self._reporting
 

@@ -502,9 +502,11 @@ async def test_what_has_been_told_is_told_no_more_but_the_last_few() -> None:
     assert names() == first[-64:]
     approvals.were_told(approvals.to_tell())
     end(*second)
-    assert names() == [*first[:36], *first[-16:], *second]
+    assert names() == [*first[:36], *first[-12:], *second]
     approvals.were_told(approvals.to_tell())
     assert names() == [*first[-12:], *second]
+    approvals.forget_what_was_told()
+    assert names() == [*first[-60:], *second]
 
 
 async def test_no_more_is_asked_at_once_than_fits_a_report() -> None:
