@@ -87,12 +87,12 @@ class AgentApprovalStatus(ApiModel):
 
     state: Literal["Pending", "Delivered", "Applied", "Expired", "Superseded"] = "Pending"
     """Pending: nobody has decided, or it is not delivered yet. Delivered: Temporal has the decision. Applied: the run acted
-    on it. Expired: the run no longer waits. Superseded: the run asked anew."""
+    on it. Expired: the run no longer waits, and did not act on it. Superseded: the run asked anew."""
     delivered_at: Timestamp | None = None
     """When Temporal took the decision."""
     conditions: Conditions = []
-    """`Ready` is True once the decision was applied; its reason says how far it is. `Proven` tells whether admission proves
-    who decided."""
+    """`Ready` is True once the decision was applied; its reason says how far it is, or why it was not used: `TooLate`,
+    `Conflicting`, `UnknownRequest`. `Proven` tells whether admission proves who decided."""
 
 
 class AgentApproval(Resource):

@@ -19,7 +19,7 @@ class ConditionType(StrEnum):
     TOOLS_LOADED = "ToolsLoaded"
     """AgentPool: the pool's tool modules could be imported. Written by the reporter from what a worker published."""
     PROVEN = "Proven"
-    """AgentApproval: whether admission proves who decided; without that no decision is delivered."""
+    """AgentApproval: whether admission proves who decided; without that no Approve is delivered."""
     RETRIEVED = "Retrieved"
     """AgentRun: False where an agent's last retrieval failed; the run goes on without documents. Absent otherwise."""
     TOOLS_AVAILABLE = "ToolsAvailable"
@@ -72,7 +72,8 @@ class Reason(StrEnum):
     SCALING = "Scaling"
     """AgentPool Ready=False: workers are wanted and none is ready yet."""
     NAME_CONFLICT = "NameConflict"
-    """AgentPool Ready=False: a Deployment of the pool's name belongs to somebody else. Rename the pool or delete it."""
+    """AgentPool Ready=False: a Deployment of the pool's name belongs to somebody else. Rename the pool or delete it. AgentRun
+    Succeeded=Unknown: an AgentApproval that it did not ask for has the name of one it asks for; delete that object."""
     CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
     """AgentPool Ready=False: a ConfigMap in `toolsFrom` does not exist. Agent Ready=False, AgentRun Succeeded=Unknown: the
     one in `instructionsFrom` does not, or has not the key. Apply it; what waits goes on."""
@@ -114,7 +115,8 @@ class Reason(StrEnum):
     SECRET_NOT_FOUND = "SecretNotFound"
     """AgentRun Succeeded=Unknown: a worker does not see the Secret or its key; looked for until the run's timeout."""
     WORKER_MISSING = "WorkerMissing"
-    """AgentRun Succeeded=Unknown: its pool has no worker that is ready; the message repeats what the pool says of it."""
+    """AgentRun Succeeded=Unknown: its pool has no worker that is ready; the message repeats what the pool says of it. While
+    the run awaits approval, this is said only once there is something to act on: a decision, or a time-out."""
     WORKFLOW_TASK_FAILING = "WorkflowTaskFailing"
     """AgentRun Stalled=True: the workflow's code fails on a worker and Temporal tries it again; see the worker's log."""
 
@@ -187,8 +189,17 @@ class Reason(StrEnum):
     """AgentApproval Ready=True: the run acted on the decision."""
     EXPIRED = "Expired"
     """AgentApproval Ready=False: nobody decided in time, or the run ended first."""
+    TOO_LATE = "TooLate"
+    """AgentApproval Ready=False: decided after the run had gone on without, as `onTimeout` says, or was stopped. Nothing is
+    undone or done again: start another run if it is still wanted."""
+    CONFLICTING = "Conflicting"
+    """AgentApproval Ready=False: the run had acted on another decision already; the message has which, and whose."""
+    UNKNOWN_REQUEST = "UnknownRequest"
+    """AgentApproval Ready=False: the run does not ask with this object but with another of its name, or with none yet; the
+    message says what to do."""
     SUPERSEDED = "Superseded"
-    """AgentApproval Ready=False: the run asked anew, since the tool had changed; decide the new one."""
+    """AgentApproval Ready=False: the run asked anew, since the tool had changed or the override cannot be used; decide the
+    new one."""
     POLICY_FOUND = "PolicyFound"
     """AgentApproval Proven=True: the admission policies are there, unaltered."""
     POLICY_MISSING = "PolicyMissing"

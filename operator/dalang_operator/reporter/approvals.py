@@ -2,20 +2,24 @@
 
 All of it may be done twice, since the activity is retried after any write. An object of the name that is not exactly this
 request by exactly this run is never adopted: it may be an earlier run's, about to be collected, or a stranger's, put
-there to be approved in place of ours.
+there to be approved in place of ours. The run says so, and so does the object if it claims to be this run's: a workflow
+writes to nobody else's.
+
+Reports may overtake each other, in this process or in another. What one has made that turns out to be older is withdrawn.
 """
 
 import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from dalang_api.contract import ApprovalEnd, ApprovalRequest, RunReport, WorkflowTarget
 from dalang_api.v1alpha1.conditions import Reason
 
-from dalang_operator.kinds.agentapproval.plan import SETTLED, settled_status, state_of
+from dalang_operator.kinds.agentapproval.plan import SETTLED, settled_status, state_of, unknown_status, waits_for
 from dalang_operator.kube.client import KubeClient
 from dalang_operator.kube.errors import AlreadyExists, Conflict, NotFound
 from dalang_operator.kube.events import tell_event
@@ -31,6 +35,20 @@ ATTEMPTS = 5
 _REMEMBERED = 8192
 _DECISION = frozenset({"decision", "reason", "override", "decidedBy"})
 RUN_LABEL = "dalang.dev/run"
+
+
+class NameTaken(Conflict):
+    """An AgentApproval that the run did not ask for has the name of one that it asks for."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The AgentApprovals that a report asks for."""
+
+    uids: dict[str, str]
+    """By name, of those that are there now."""
+    made: tuple[Json, ...]
+    """Those that this attempt has created."""
 
 
 class Remembered:
@@ -62,26 +80,50 @@ class ApprovalWriter:
     """Keys of approvals that say what came of them: each report tells of the last few again. A name is never used for a
     second question: it is made of the run's uid and the place of what is asked."""
 
-    async def write(self, report: RunReport, target: WorkflowTarget, workflow_id: str) -> dict[str, str] | None:
-        """Do what the report asks for; returns the uids of the pending AgentApprovals by name, None if there are none.
+    async def write(self, report: RunReport, target: WorkflowTarget, workflow_id: str) -> Asked | None:
+        """Do what the report asks for; returns the pending AgentApprovals, None if there are none.
 
         Raises:
-            ApiError: The API server refused or did not answer, or a name is taken; the report is to be tried again.
+            NameTaken: Nobody can be asked about one of them; the report is to be tried again.
+            ApiError: The API server refused or did not answer; likewise.
         """
         for end in report.ended_approvals or ():
             await self._settle(end, target)
         if not report.pending_approvals:
             return None
         slots = asyncio.Semaphore(AT_ONCE)
+        made: list[Json] = []
 
         async def ask(request: ApprovalRequest) -> tuple[str, str]:
             async with slots:
-                return request.name, await self._ask(request, target, workflow_id)
+                return request.name, await self._ask(request, target, workflow_id, made)
 
-        return dict(await asyncio.gather(*map(ask, report.pending_approvals)))
+        uids = dict(await asyncio.gather(*map(ask, report.pending_approvals)))
+        return Asked(uids, tuple(made))
 
-    async def _ask(self, request: ApprovalRequest, target: WorkflowTarget, workflow_id: str) -> str:
-        """Return the uid of the AgentApproval of a request, which is created where there is none."""
+    async def withdraw(self, made: tuple[Json, ...], run: Json) -> None:
+        """Delete what an older report has made, unless a newer one asks for it too, or somebody has touched it.
+
+        Nothing is lost by it: an object that its run waits for after all is asked for again.
+
+        Raises:
+            ApiError: The API server refused or did not answer.
+        """
+        for approval in made:
+            metadata = approval["metadata"]
+            if waits_for(run, metadata["name"]):
+                continue
+            with suppress(NotFound, Conflict):
+                await self.kube.delete(
+                    AGENT_APPROVALS,
+                    metadata["namespace"],
+                    metadata["name"],
+                    uid=metadata["uid"],
+                    resource_version=metadata["resourceVersion"],
+                )
+
+    async def _ask(self, request: ApprovalRequest, target: WorkflowTarget, workflow_id: str, made: list[Json]) -> str:
+        """Return the uid of the AgentApproval of a request, which is created, and noted as made, where there is none."""
         key = ObjectKey(target.namespace, request.name)
         cached = self.local.cached_approval(key)
         if cached is not None and uid_of(cached) in self.verified and not cached["metadata"].get("deletionTimestamp"):
@@ -90,18 +132,29 @@ class ApprovalWriter:
         try:
             created = await self.kube.create(AGENT_APPROVALS, key.namespace, body)
         except AlreadyExists:
-            return await self._adopt(key, body)
-        self.verified.add(uid_of(created))
-        await self._tell(request, target, uid_of(created))
-        return uid_of(created)
+            found = await self._adopt(key, body)
+        else:
+            made.append(created)
+            found = created
+        uid = uid_of(found)
+        if uid not in self.verified and not found["spec"].get("decision"):
+            # Also of what was found: who made it may have died before it told.
+            await self._tell(request, target, uid)
+        self.verified.add(uid)
+        return uid
 
-    async def _adopt(self, key: ObjectKey, body: Json) -> str:
-        """Return the uid of the object there is, if it is what an earlier attempt of this report created."""
+    async def _adopt(self, key: ObjectKey, body: Json) -> Json:
+        """Return the object there is, if it is what an earlier attempt of this report created."""
         found = await self.kube.get(AGENT_APPROVALS, key.namespace, key.name)
-        if not is_same_request(found, body):
-            raise Conflict(f"AgentApproval {key} is not this run's request: nobody is asked until it is gone")
-        self.verified.add(uid_of(found))
-        return uid_of(found)
+        if is_same_request(found, body):
+            return found
+        remedy = f"nobody is asked until it is gone: kubectl delete agentapproval {key.name} -n {key.namespace}"
+        [owner] = body["metadata"]["ownerReferences"]
+        if controller_uid(found) == owner["uid"] and state_of(found) not in SETTLED:
+            status = unknown_status(found, "It is not what its run asks", f"There, {remedy}", self.now())
+            with suppress(NotFound, Conflict):  # the next attempt looks again
+                await write_status(self.kube, AGENT_APPROVALS, found, status, "reporter")
+        raise NameTaken(f"AgentApproval {key.name} is not what this run asks: {remedy}")
 
     async def _tell(self, request: ApprovalRequest, target: WorkflowTarget, uid: str) -> None:
         run = {
@@ -123,7 +176,7 @@ class ApprovalWriter:
         )
 
     async def _settle(self, end: ApprovalEnd, target: WorkflowTarget) -> None:
-        """Write what has become of an approval, unless it says so, is gone, or is another by now."""
+        """Write what has become of an approval, unless it says so, is gone, or is another run's by now."""
         key = ObjectKey(target.namespace, end.name)
         if str(key) in self.settled:
             return
@@ -132,16 +185,17 @@ class ApprovalWriter:
             try:
                 if attempt or approval is None:
                     approval = await self.kube.get(AGENT_APPROVALS, key.namespace, key.name)
-                if controller_uid(approval) != target.suffix or end.uid not in {None, uid_of(approval)}:
+                if controller_uid(approval) != target.suffix:
                     return
                 if state_of(approval) not in SETTLED:
                     status = settled_status(approval, end, self.now())
                     await write_status(self.kube, AGENT_APPROVALS, approval, status, "reporter")
-                    self._log(end, key, target)
+                    if end.uid in {None, uid_of(approval)}:
+                        self._log(end, key, target)
             except Conflict:
                 continue
             except NotFound:
-                pass
+                return  # not for good: an older report may be about to make it
             self.settled.add(str(key))
             return
         raise Conflict(f"AgentApproval {key} changed under {ATTEMPTS} attempts")

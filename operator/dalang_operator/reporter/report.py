@@ -7,6 +7,7 @@ workflow can write about its own run only, a session's about runs that name its 
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -25,12 +26,12 @@ from dalang_api.contract import (
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from dalang_operator.kinds.agentrun.status import run_status
+from dalang_operator.kinds.agentrun.status import name_taken_status, run_status
 from dalang_operator.kube.client import KubeClient
 from dalang_operator.kube.errors import ApiError, Conflict, NotFound
 from dalang_operator.kube.resources import AGENT_RUNS, Json, ObjectKey, uid_of
 from dalang_operator.kube.status import write_status
-from dalang_operator.reporter.approvals import ApprovalWriter
+from dalang_operator.reporter.approvals import ApprovalWriter, Asked, NameTaken
 from dalang_operator.reporter.local import LocalRuns
 from dalang_operator.runtime.cache import is_finished, report_seq
 from dalang_operator.runtime.metrics import REPORTS
@@ -38,8 +39,8 @@ from dalang_operator.runtime.references import session_of
 
 logger = logging.getLogger(__name__)
 
-Asked = dict[str, str] | None
-"""The uids of AgentApprovals by name; None where the report asks for none."""
+Uids = dict[str, str] | None
+"""Of AgentApprovals, by name; None where the report asks for none, and where a newer one was quicker."""
 ATTEMPTS = 5
 """Reads and writes tried at once; the controller's first status may come between, rarely anything else."""
 
@@ -134,7 +135,7 @@ class RunReporter:
 
     async def _write(
         self, report: RunReport, target: WorkflowTarget, session: WorkflowTarget | None
-    ) -> tuple[str, Asked]:
+    ) -> tuple[str, Uids]:
         if not report.finished_at:
             outcome, _, asked = await self._write_once(report, target, session)
             return outcome, asked
@@ -148,38 +149,53 @@ class RunReporter:
 
     async def _write_once(
         self, report: RunReport, target: WorkflowTarget, session: WorkflowTarget | None
-    ) -> tuple[str, Json | None, Asked]:
+    ) -> tuple[str, Json | None, Uids]:
         """Return what became of the report, the run if this report ended it, and the approvals that it asked for.
 
         Approvals come first: a status that names them before they are there could be read, and nobody would try again
-        if this process died in between.
+        if this process died in between. What asks for some is compared with the live run, as the cached one may not know
+        yet that a newer report has told what came of them.
         """
         key = ObjectKey(target.namespace, target.name)
         workflow_id = activity.info().workflow_id or ""
-        run = self.local.cached(key)
-        asked: Asked = None
+        run = None if report.pending_approvals else self.local.cached(key)
+        asked: Asked | None = None
         has_asked = False
         for attempt in range(ATTEMPTS):
             if attempt or run is None or refusal(report, run, target, session):
                 run = await self._read(key)
             why_not = refusal(report, run, target, session)
             is_repeated = why_not == "older" and run is not None and report_seq(run) == report.seq
-            if not has_asked and (why_not is None or is_repeated):
-                asked, has_asked = await self.approvals.write(report, target, workflow_id), True
+            if run is not None and not has_asked and (why_not is None or is_repeated):
+                asked, has_asked = await self._ask(report, target, workflow_id, run), True
+            if run is not None and asked and why_not == "older" and not is_repeated:
+                await self.approvals.withdraw(asked.made, run)
+                asked = None
+            uids = asked.uids if asked else None
             if run is None or why_not:
-                return str(why_not), None, asked
+                return str(why_not), None, uids
             status = run_status(report, run, workflow_id, self.now())
             try:
                 written = await write_status(self.kube, AGENT_RUNS, run, status, "reporter")
             except Conflict:
                 continue
             except NotFound:
-                return "deleted", None, asked
+                return "deleted", None, uids
             if not (written and is_finished(written)):
-                return "written", None, asked
+                return "written", None, uids
             logger.info("AgentRun %s: %s", key, report.reason)
-            return "written", written, asked
+            return "written", written, uids
         raise Conflict(f"AgentRun {key} changed under {ATTEMPTS} attempts")
+
+    async def _ask(self, report: RunReport, target: WorkflowTarget, workflow_id: str, run: Json) -> Asked | None:
+        """Write what a report says of approvals; where a name of theirs is taken, the run says so meanwhile."""
+        try:
+            return await self.approvals.write(report, target, workflow_id)
+        except NameTaken as error:
+            status = name_taken_status(run, str(error), self.now())
+            with suppress(Conflict, NotFound):  # the next attempt says it
+                await write_status(self.kube, AGENT_RUNS, run, status, "reporter")
+            raise
 
     async def _read(self, key: ObjectKey) -> Json | None:
         try:

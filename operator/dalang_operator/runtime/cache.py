@@ -9,6 +9,7 @@ watch.
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 from dalang_api import contract
 from dalang_api.v1alpha1.conditions import Phase
@@ -283,9 +284,9 @@ class Cache:
             left_out=frozenset({"arguments"}),  # up to 64 KiB, of each of thousands
         )
         self.schedules = Store("AgentSchedule")
-        self.awake: dict[ObjectKey, tuple[str, int]] = {}
-        """Runs that await approval and were told something since, with uid and the number of the report they had made by
-        then: until the next one they need a worker. Safe to lose: the AgentApprovals tell it again."""
+        self.awake: dict[ObjectKey, tuple[str, int, datetime]] = {}
+        """Runs that await approval and were told something since, with uid, the number of the report they had made by then,
+        and when it was: until the next one they need a worker. Safe to lose: the AgentApprovals tell it again."""
         self.deployments = Store("Deployment")
         self.config_maps = Store("ConfigMap")
 
@@ -385,14 +386,22 @@ class Cache:
                     found.append(caller)
         return found
 
-    def note_awake(self, key: ObjectKey, run: Json) -> None:
-        """Note that a run was told something, so that it needs a worker until it reports again."""
-        self.awake[key] = (run["metadata"]["uid"], report_seq(run))
+    def note_awake(self, key: ObjectKey, run: Json, now: datetime) -> None:
+        """Note that a run was told something, so that it needs a worker until it reports again. Repeated, the first counts."""
+        told = (run["metadata"]["uid"], report_seq(run))
+        if self.awake.get(key, ())[:2] != told:
+            self.awake[key] = (*told, now)
+
+    def awake_since(self, key: ObjectKey) -> datetime | None:
+        """Return when a run that awaits approval was told what it has not reported about; None where there is no such."""
+        run, awake = self.runs.get(key), self.awake.get(key)
+        if run is None or awake is None or not is_awaiting(run):
+            return None
+        return awake[2] if awake[:2] == (run["metadata"]["uid"], report_seq(run)) else None
 
     def is_awake(self, key: ObjectKey) -> bool:
         """Return whether a run that awaits approval was told something and has not reported since."""
-        run = self.runs.get(key)
-        return run is not None and is_awaiting(run) and self.awake.get(key) == (run["metadata"]["uid"], report_seq(run))
+        return self.awake_since(key) is not None
 
     def wakes(self, pool: ObjectKey) -> bool:
         """Return whether a run that was told something may need the pool."""

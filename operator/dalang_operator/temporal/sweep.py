@@ -249,7 +249,9 @@ class Sweep:
         """Runs whose pool has no worker are looked at, and those that said so and have one again."""
         for key in self.cache.runs:
             run = self.cache.runs.get(key)
-            if run is None or is_awaiting(run) or (is_queued(run) and not run["spec"].get("cancel")):
+            if run is None or (is_queued(run) and not run["spec"].get("cancel")):
+                continue
+            if is_awaiting(run) and not (self.cache.is_awake(key) or says_worker_missing(run)):
                 continue
             if says_worker_missing(run) or not self.cache.has_worker(key.namespace, run):
                 SWEEP_FINDINGS.labels("without_worker").inc()

@@ -198,12 +198,16 @@ ON_TIMEOUT = {
 """What `onTimeout` makes of a run, and how often it pays."""
 
 
-def check_expired(run: "Run", on_timeout: str) -> None:
+def check_outcome(run: "Run", on_timeout: str) -> None:
     phase, reason, paid = ON_TIMEOUT[on_timeout]
     assert run.ended()["phase"] == phase
     assert run.succeeded["reason"] == reason
     assert len(run.shop.calls_of(run.name)) == paid
     assert outcomes(run) == [("Expired", "")]
+
+
+def check_expired(run: "Run", on_timeout: str) -> None:
+    check_outcome(run, on_timeout)
     (approval,) = run.approvals()
     expired = run.shop.becomes(approval["metadata"]["name"], "Expired")
     assert reason_of(expired)[:2] == ("False", "Expired")
@@ -236,6 +240,33 @@ def test_a_late_decision_and_a_second_one_are_refused_or_reported(desk: "Shop") 
     assert "the decision is final" in said
     other.answered()
     assert (outcomes(other), desk.calls_of("decided-twice")) == ([("Reject", "bob")], [])
+
+
+@pytest.mark.parametrize("on_timeout", ON_TIMEOUT)
+def test_a_decision_between_the_time_out_and_the_word_of_it_says_that_it_came_too_late(
+    desk: "Shop", system: "System", on_timeout: str
+) -> None:
+    """The object takes it, since nobody could write yet that the run has gone on; the run is not disturbed by it."""
+    name = f"between-{on_timeout.lower()}"
+    run = asking(desk, name, pays(name), holds(f"{name}-end"), TOLD, timeout="6s", onTimeout=on_timeout)
+    approval = run.ask()
+    with stopped(system, "operator"):
+        system.wait_for("the run has gone on", lambda: has_gone_on(run, on_timeout))
+        desk.decide(approval, "Approve" if on_timeout == "Reject" else "Reject")
+    late = desk.becomes(approval, "Expired", 60)
+    status, reason, message = reason_of(late)
+    assert (status, reason) == ("False", "TooLate")
+    assert "by bob came too late" in message
+    assert "start another run" in message
+    desk.let_go(f"{name}-end")
+    check_outcome(run, on_timeout)
+
+
+def has_gone_on(run: "Run", on_timeout: str) -> bool:
+    """Tell whether a run has left the call behind that nobody decided about, by its next call or its end."""
+    if on_timeout == "Fail":
+        return attempts_to_report(run) > 0 and "ApprovalExpired" in str(run.events)
+    return run.shop.is_called(f"{run.name}-end")
 
 
 def test_an_approval_deleted_while_pending_is_made_anew_undecided(desk: "Shop", system: "System") -> None:
@@ -354,6 +385,55 @@ def test_a_pool_is_at_zero_while_all_await_approval(desk: "Shop", system: "Syste
     assert call["time"] > begun
     rejected.answered()
     assert outcomes(approved) == [("Approve", "bob")]
+
+
+@contextmanager
+def without_pods(shop: "Shop") -> Iterator[None]:
+    """Have the API server refuse new pods of a namespace for the body of the block."""
+    api, policy = "admissionregistration.k8s.io/v1", f"no-pods-{shop.namespace}"
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    here = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": shop.namespace}}}
+    refuses = {
+        "apiVersion": api,
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": policy},
+        "spec": {
+            "matchConstraints": {"resourceRules": [rule], **here},
+            "validations": [{"expression": "false", "message": "There is no room."}],
+        },
+    }
+    binding = {
+        "apiVersion": api,
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": policy},
+        "spec": {"policyName": policy, "validationActions": ["Deny"]},
+    }
+    listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": [refuses, binding]})
+    shop.system.kubectl("create", "-f", "-", stdin=listed)
+    try_one = ("run", "one", "--image=one", "--dry-run=server")
+    try:
+        wait_for = shop.system.wait_for
+        wait_for("no pod is let in", lambda: "There is no room." in shop.kubectl(*try_one, check=False))
+        yield
+    finally:
+        shop.system.kubectl("delete", "-f", "-", stdin=listed)
+
+
+def test_a_decision_that_no_worker_can_act_on_is_kept_and_the_run_says_why(desk: "Shop", system: "System") -> None:
+    desk.pool("refused", scaling={"scaleToZeroAfter": "2s"})
+    run = asking(desk, "refused", pays("refused"), TOLD, pool="refused")
+    name = run.ask()
+    system.wait_for("nobody is left", lambda: desk.replicas("refused") == 0 and not desk.pods("refused"))
+    with without_pods(desk):
+        desk.decide(name)
+        message = run.waits("WorkerMissing", 60)
+        status = run.status
+    run.answered(90)
+    assert message.startswith("It has been decided")
+    assert "Pool refused has no worker: " in message
+    assert "There is no room." in message, "in the words of the API server, as the pool has them"
+    assert (status["phase"], len(status["pendingApprovals"])) == ("AwaitingApproval", 1)
+    assert outcomes(run) == [("Approve", "bob")]
 
 
 def test_an_operator_that_was_killed_wakes_pools_at_zero_all_the_same(desk: "Shop", system: "System") -> None:
@@ -572,6 +652,13 @@ def test_who_takes_the_name_before_it_is_asked(desk: "Shop", system: "System", h
     system.wait_for("the operator refuses to take it for its own", lambda: attempts_to_report(run) > 1)
     assert desk.get("AgentApproval", squatted)["metadata"]["uid"]
     assert (run.status["phase"], desk.calls_of(name)) == ("Running", [])
+    message = run.waits("NameConflict")
+    remedy = f"kubectl delete agentapproval {squatted} -n {desk.namespace}"
+    assert message == f"AgentApproval {squatted} is not what this run asks: nobody is asked until it is gone: {remedy}"
+    if how == "other arguments to look at":
+        status, reason, words = reason_of(desk.becomes(squatted, "Expired"))
+        assert (status, reason) == ("False", "UnknownRequest")
+        assert remedy in words
     desk.delete("AgentApproval", squatted)
     assert run.ask(40) == squatted
     asked = desk.get("AgentApproval", squatted)["spec"]
@@ -602,10 +689,15 @@ def test_who_takes_the_name_before_it_is_asked(desk: "Shop", system: "System", h
 def test_without_the_policies_nothing_is_delivered(
     desk: "Shop", system: "System", alter: list[str], problem: str
 ) -> None:
-    """Eve could decide in bob's name meanwhile. What was decided then does not count, even once they are back."""
+    """Eve could decide in bob's name meanwhile. What was approved then does not count, even once they are back.
+
+    What was rejected does, whoever it was: else its time-out would approve it.
+    """
     label = f"unproven-{alter[0]}"
     run = asking(desk, label, pays(label), TOLD)
     name = run.ask()
+    vetoed = asking(desk, f"{label}-veto", pays(f"{label}-veto"), TOLD, timeout="40s", onTimeout="Approve")
+    veto = vetoed.ask()
     old = desk.get("AgentApproval", name)["metadata"]["uid"]
     system.kubectl(*alter)
     try:
@@ -618,6 +710,11 @@ def test_without_the_policies_nothing_is_delivered(
         assert (status, reason, approval["status"]["state"]) == ("False", "PolicyMissing", "Pending")
         assert message.startswith(problem)
         assert not desk.calls_of(label)
+        forged = {"spec": {"decision": "Reject", "reason": "Says eve.", "decidedBy": "bob"}}
+        desk.patch("AgentApproval", veto, forged, user="eve")
+        told = vetoed.answered()["output"]
+        assert ("a human rejected it" in told, "eve" in told) == (True, False)
+        check_vetoed(vetoed, problem)
         install(system, message.removeprefix(problem))
     finally:
         install(system, "dalang admission-policies | kubectl apply -f -")
@@ -637,6 +734,17 @@ def test_without_the_policies_nothing_is_delivered(
     assert call["time"] > begun
     assert outcomes(run) == [("Approve", "bob")]
     assert reason_of(desk.becomes(name, "Applied"), "Proven")[0] == "True"
+
+
+def check_vetoed(run: "Run", problem: str) -> None:
+    """The call was not made, and nobody is said to have decided: nothing proves who."""
+    (approval,) = run.approvals()
+    applied = run.shop.becomes(approval["metadata"]["name"], "Applied")
+    assert reason_of(applied) == ("True", "Applied", "The run acted on it: Reject")
+    status, reason, message = reason_of(applied, "Proven")
+    assert (status, reason) == ("False", "PolicyMissing")
+    assert problem in message
+    assert (outcomes(run), run.shop.calls_of(run.name)) == ([("Reject", "")], [])
 
 
 def install(system: "System", command: str) -> None:

@@ -540,7 +540,12 @@ def settled(state: Any) -> Json:
         pytest.param(planned_approval(approval()), "Pending", "Suspended", id="asked"),
         pytest.param(APPROVED, "Pending", "Progressing", id="just decided"),
         pytest.param(
-            with_status(APPROVED, approval_plan.undelivered_status(APPROVED, "Temporal is away", NOW)),
+            with_status(
+                APPROVED,
+                approval_plan.undelivered_status(
+                    APPROVED, approval_plan.decision_of(APPROVED), "Temporal is away", NOW
+                ),
+            ),
             "Pending",
             "Progressing",
             id="decided, and Temporal is away",

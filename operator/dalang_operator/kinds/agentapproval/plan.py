@@ -4,11 +4,13 @@ the object              its run                      the plan
 A  settled              not asked                    nothing
 B  undecided            unfinished                   nothing; from `expiresAt` on: see that a worker lets the time-out happen
 C  decided              unfinished                   DELIVERY_CHECKS; then signal, wake the pools, write Delivered
-D  Delivered            says that it still waits     see that there is a worker
+D  Delivered            says that it still waits     see that there is a worker; from a minute on: as K
 E  not settled          finished, or no workflow     Expired, RunEnded
 F  not settled          gone, or another uid         nothing: the garbage collector takes the object
 G  deleted              says that it still waits     have the run report again, so that it is asked anew
-H  decided, unproven    unfinished                   delete it (then G): nothing tells who decided
+H  Approve, unproven    unfinished                   hold it back, or delete it (then G): nothing tells who decided
+J  Reject, unproven     unfinished                   as C, without name and reason: whoever it was, it only stops something
+K  not settled          does not list it             from a minute on: have the run report again, which settles it
 
 The signal comes before the status: repeated, it changes nothing, while a status without signal would end everything. Who
 was first, a decision or the time-out, only the workflow decides; it says so in its next report.
@@ -23,7 +25,7 @@ from dalang_api import contract
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
 
 from dalang_operator.kube.resources import Json, ObjectKey, controller_uid, uid_of
-from dalang_operator.kube.status import condition, parse_timestamp, timestamp, with_conditions
+from dalang_operator.kube.status import condition, find_condition, parse_timestamp, timestamp, with_conditions
 from dalang_operator.runtime.cache import is_finished, pending_approvals, pools_of_run
 from dalang_operator.runtime.references import session_of
 
@@ -35,6 +37,8 @@ ENFORCED_AFTER = timedelta(seconds=2)
 """Timestamps have whole seconds, and the API server enforces a policy up to a second after it was created."""
 ASK_AGAIN = timedelta(minutes=1)
 """After how long a run that was told to report again, and did not, is told once more."""
+ASK_AGAIN_MOST = timedelta(hours=1)
+"""The most between two requests to tell what has come of an approval; they begin at a minute and double."""
 PENDING_LISTED = 16
 """How many pending approvals a run's status lists at the most."""
 
@@ -74,6 +78,10 @@ class Observed:
     """Temporal has no open workflow of the run."""
     asked_again: datetime | None = None
     """When the run was told to report again, if it has not reported since."""
+    last_asked: datetime | None = None
+    """When the run was last told to report again, whatever it has reported since."""
+    has_worker: bool = True
+    """A worker of the run's pool is ready, so that the run can report."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class SignalDecision:
 
 @dataclass(frozen=True)
 class AskAgain:
-    """Have the workflow report what it waits for; the reporter makes the object anew, undecided."""
+    """Have the workflow report what it waits for and what has ended; the reporter makes, and settles, what is not yet so."""
 
     workflow_id: str
 
@@ -157,7 +165,7 @@ def plan(observed: Observed) -> Plan:
     if run["metadata"].get("deletionTimestamp"):
         return Plan()
     if state_of(approval) == "Delivered":
-        return Plan(_wake(observed, run))
+        return _plan_untold(observed, run, _delivered_at(approval))
     if _is_decided(approval):
         return _plan_decided(observed, approval, run)
     return _plan_undecided(observed, approval, run)
@@ -172,10 +180,36 @@ def _plan_deleted(observed: Observed) -> Plan:
         return Plan()
     if observed.asked_again and observed.now < observed.asked_again + ASK_AGAIN:
         return Plan(_wake(observed, run), ASK_AGAIN.total_seconds())
-    return Plan((AskAgain(_workflow_id(observed, run)), *_wake(observed, run)), ASK_AGAIN.total_seconds())
+    return Plan((_ask_again(observed, run), *_wake(observed, run)), ASK_AGAIN.total_seconds())
+
+
+def _ask_again(observed: Observed, run: Json) -> AskAgain:
+    return AskAgain(_workflow_id(observed, run))
+
+
+def _plan_untold(observed: Observed, run: Json, since: datetime) -> Plan:
+    """D, K. A report got lost, or one overtook another: the next one tells what has come of this approval.
+
+    Without a worker the run cannot report. Each interval is as long as all before it, so a run that never tells is asked
+    a few times an hour at first and once an hour in the end; no counter is kept.
+    """
+    wake = _wake(observed, run)
+    last = max(observed.last_asked or since, since)
+    left = last + _interval(since, last) - observed.now
+    if left > timedelta():
+        return Plan(wake, left.total_seconds())
+    if not observed.has_worker:
+        return Plan(wake, ASK_AGAIN.total_seconds())
+    return Plan((_ask_again(observed, run), *wake), _interval(since, observed.now).total_seconds())
+
+
+def _interval(since: datetime, last: datetime) -> timedelta:
+    return min(max(last - since, ASK_AGAIN), ASK_AGAIN_MOST)
 
 
 def _plan_undecided(observed: Observed, approval: Json, run: Json) -> Plan:
+    if not waits_for(run, observed.key.name):
+        return _plan_untold(observed, run, parse_timestamp(approval["metadata"]["creationTimestamp"]))
     expires_at = approval["spec"].get("expiresAt")
     if expires_at is None:
         return Plan()
@@ -203,6 +237,13 @@ class Verdict:
     again_after: float | None = None
     asks_again: bool = False
     """It can never be delivered: the object is deleted, so that the run asks anew."""
+
+    def stops(self, approval: Json) -> bool:
+        """Return whether the decision is held back for it: any but a Reject that is only not proven.
+
+        That held back, the run would be left to its time-out, and `onTimeout: Approve` would make an approval of it.
+        """
+        return self.type is not ConditionType.PROVEN or approval["spec"]["decision"] != "Reject"
 
 
 def is_of_its_run(observed: Observed, approval: Json) -> Verdict | None:
@@ -257,9 +298,7 @@ def policies_are_older(observed: Observed, approval: Json) -> Verdict | None:
     since, created = observed.proof.since, parse_timestamp(approval["metadata"]["creationTimestamp"])
     if since is not None and since + ENFORCED_AFTER < created:
         return None
-    message = (
-        "The admission policies are younger than this AgentApproval, so nothing proves who decided; it is asked anew"
-    )
+    message = "The admission policies are younger than this AgentApproval, so nothing proves who decided"
     return Verdict(ConditionType.PROVEN, Reason.POLICY_MISSING, message, asks_again=True)
 
 
@@ -268,18 +307,19 @@ DELIVERY_CHECKS: tuple[Callable[[Observed, Json], Verdict | None], ...] = (
     policies_are_there,
     policies_are_older,
 )
-"""What must be so before a decision is delivered; the first that is not gives the reason."""
+"""What must be so before an Approve is delivered; the first that is not gives the reason. See `Verdict.stops`."""
 
 
 def _plan_decided(observed: Observed, approval: Json, run: Json) -> Plan:
     verdict = next((verdict for check in DELIVERY_CHECKS if (verdict := check(observed, approval))), None)
-    if verdict:
+    if verdict and verdict.stops(approval):
         return Plan(_refuse(observed, approval, verdict), verdict.again_after)
+    decision = decision_of(approval, is_proven=verdict is None)
     return Plan(
         (
-            SignalDecision(approval["spec"]["workflowId"], decision_of(approval)),
+            SignalDecision(approval["spec"]["workflowId"], decision),
             WakeRun(_pools(observed, run)),
-            WriteStatus(_delivered_status(observed, approval)),
+            WriteStatus(_delivered_status(observed, approval, decision, verdict)),
         )
     )
 
@@ -287,15 +327,16 @@ def _plan_decided(observed: Observed, approval: Json, run: Json) -> Plan:
 def _refuse(observed: Observed, approval: Json, verdict: Verdict) -> tuple[Action, ...]:
     if verdict.asks_again:
         metadata = approval["metadata"]
-        return (DeleteApproval(metadata["uid"], metadata["resourceVersion"], verdict.message),)
+        note = f"{verdict.message}; it is asked anew"
+        return (DeleteApproval(metadata["uid"], metadata["resourceVersion"], note),)
     conditions = [condition(ConditionType.READY, "False", verdict.reason, verdict.message)]
     if verdict.type is ConditionType.PROVEN:
         conditions.append(condition(ConditionType.PROVEN, "False", verdict.reason, verdict.message))
     return (WriteStatus(_status(approval, "Pending", conditions, observed.now)),)
 
 
-def decision_of(approval: Json) -> contract.Decision:
-    """Return the decision as the workflow is told it."""
+def decision_of(approval: Json, *, is_proven: bool = True) -> contract.Decision:
+    """Return the decision as the workflow is told it; of one that is not proven neither name nor words, which reach the model."""
     spec = approval["spec"]
     return contract.Decision(
         run_uid=controller_uid(approval) or "",
@@ -303,9 +344,9 @@ def decision_of(approval: Json) -> contract.Decision:
         uid=uid_of(approval),
         digest=spec["digest"],
         decision=spec["decision"],
-        reason=spec.get("reason"),
+        reason=spec.get("reason") if is_proven else None,
         override=spec.get("override"),
-        decided_by=spec.get("decidedBy"),
+        decided_by=spec.get("decidedBy") if is_proven else None,
     )
 
 
@@ -320,54 +361,98 @@ def _pools(observed: Observed, run: Json) -> tuple[ObjectKey, ...]:
 # ── Status ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _delivered_status(observed: Observed, approval: Json) -> Json:
-    message = f"{_words(approval)} was sent to the run, which says next what came of it"
+def _delivered_at(approval: Json) -> datetime:
+    return parse_timestamp(approval["status"].get("deliveredAt") or approval["metadata"]["creationTimestamp"])
+
+
+def _delivered_status(
+    observed: Observed, approval: Json, decision: contract.Decision, unproven: Verdict | None
+) -> Json:
+    words = _said(decision.decision, decision.decided_by) + (" without name and reason" if unproven else "")
+    message = f"{words} was sent to the run, which says next what came of it"
     conditions = [condition(ConditionType.READY, "Unknown", Reason.DELIVERED, message)]
-    if observed.settings.needs_proof:
+    if unproven:
+        anonymous = f"A Reject is delivered even so, in nobody's name. {unproven.message}"
+        conditions.append(condition(ConditionType.PROVEN, "False", unproven.reason, anonymous))
+    elif observed.settings.needs_proof:
         proven = "The admission policies are there, unaltered, since before it was asked"
         conditions.append(condition(ConditionType.PROVEN, "True", Reason.POLICY_FOUND, proven))
     status = _status(approval, "Delivered", conditions, observed.now)
     return {**status, "deliveredAt": timestamp(observed.now)}
 
 
-def undelivered_status(approval: Json, problem: str, now: datetime) -> Json:
+def undelivered_status(approval: Json, decision: contract.Decision, problem: str, now: datetime) -> Json:
     """Return the status of a decision that Temporal could not be told yet."""
-    message = f"{_words(approval)} is not delivered yet and tried again. {problem}"
+    words = _said(decision.decision, decision.decided_by)
+    message = f"{words} is not delivered yet and tried again. {problem}"
     return _status(approval, "Pending", [condition(ConditionType.READY, "False", Reason.PENDING, message)], now)
 
 
 def _run_ended_status(approval: Json, now: datetime) -> Json:
     if state_of(approval) == "Delivered":
         message = f"{_words(approval)} was sent, and the run has ended without saying what came of it"
+    elif _is_decided(approval):
+        message = f"{_words(approval)} was not used: the run has ended. {START_ANOTHER}"
     else:
-        what = f"{_words(approval)} was not used" if _is_decided(approval) else "Nobody need decide any more"
-        message = f"{what}: the run has ended"
+        message = "Nobody need decide any more: the run has ended"
     return _status(approval, "Expired", [condition(ConditionType.READY, "False", Reason.RUN_ENDED, message)], now)
 
 
+START_ANOTHER = "If it is still wanted, start another run"
+"""What to do about a decision that nothing came of: a run that has gone on is not disturbed."""
+
+
 def settled_status(approval: Json, end: contract.ApprovalEnd, now: datetime) -> Json:
-    """Return the status for what the workflow says has become of an approval."""
+    """Return the status for what the workflow says has become of an approval.
+
+    A decision that the run did not act on is `Expired`, whatever the run acted on instead, and the reason says why.
+    """
+    if end.uid not in {None, uid_of(approval)}:
+        return unknown_status(approval, "The run had asked with another AgentApproval of this name", START_ANOTHER, now)
+    if end.state == "Applied" and _is_decided(approval) and end.decision not in {None, approval["spec"]["decision"]}:
+        acted_on = _said(str(end.decision), end.decided_by)
+        message = f"{_words(approval)} was not used: the run had acted on {acted_on} already. {START_ANOTHER}"
+        return _status(approval, "Expired", [condition(ConditionType.READY, "False", Reason.CONFLICTING, message)], now)
+    return _status(approval, end.state, [_settled(approval, end)], now)
+
+
+def _settled(approval: Json, end: contract.ApprovalEnd) -> Json:
     decided = _words(approval) if _is_decided(approval) else ""
     match end.state:
         case "Applied":
             message = f"The run acted on it: {decided or end.decision or 'the default'}"
-            ready = condition(ConditionType.READY, "True", Reason.APPLIED, message)
-        case "Expired":
-            message = (
-                f"{decided} came too late"
-                if decided
-                else "Nobody decided in time, or before the run ended; nobody need now"
+            if end.note:
+                message += f". {end.note}"
+            return condition(ConditionType.READY, "True", Reason.APPLIED, message)
+        case "Expired" if decided:
+            why = end.note or "The run had gone on, as onTimeout says, or was stopped"
+            return condition(
+                ConditionType.READY, "False", Reason.TOO_LATE, f"{decided} came too late. {why}. {START_ANOTHER}"
             )
-            ready = condition(ConditionType.READY, "False", Reason.EXPIRED, message)
+        case "Expired":
+            message = end.note or "Nobody decided in time, or before the run ended; nobody need now"
+            return condition(ConditionType.READY, "False", Reason.EXPIRED, message)
         case "Superseded":
-            message = "The tool has changed since it was asked; the run asks anew, decide that one"
-            ready = condition(ConditionType.READY, "False", Reason.SUPERSEDED, message)
-    return _status(approval, end.state, [ready], now)
+            message = f"{end.note or 'The tool has changed since it was asked'}; the run asks anew, decide that one"
+            return condition(ConditionType.READY, "False", Reason.SUPERSEDED, message)
+
+
+def unknown_status(approval: Json, why: str, remedy: str, now: datetime) -> Json:
+    """Return the status of an object that its run does not ask with: a decision in it means nothing to the run."""
+    words = f"{_words(approval)} was not used" if _is_decided(approval) else "Nobody need decide this"
+    ready = condition(ConditionType.READY, "False", Reason.UNKNOWN_REQUEST, f"{words}. {why}. {remedy}")
+    return _status(approval, "Expired", [ready], now)
 
 
 def _words(approval: Json) -> str:
-    spec = approval["spec"]
-    return f"{spec['decision']} by {spec['decidedBy']}" if spec.get("decidedBy") else str(spec["decision"])
+    """Return decision and name; not the name where it is known that nothing proves it."""
+    spec, proven = approval["spec"], find_condition(approval, ConditionType.PROVEN)
+    is_named = proven is None or proven["status"] != "False"
+    return _said(spec["decision"], spec.get("decidedBy") if is_named else None)
+
+
+def _said(decision: str, decided_by: str | None) -> str:
+    return f"{decision} by {decided_by}" if decided_by else decision
 
 
 def _status(approval: Json, state: str, conditions: list[Json], now: datetime) -> Json:

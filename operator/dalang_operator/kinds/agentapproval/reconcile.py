@@ -132,9 +132,14 @@ class ApprovalReconciler:
             # It may have finished; and of a deleted run the garbage collector deletes the approvals.
             run = await self._read(AGENT_RUNS, run_key)
         observed = replace(observed, run=run)
-        if approval is None and run is not None:
+        if run is not None:
             seq, at = self.facts.asked_again.get(uid_of(run), (None, None))
-            observed = replace(observed, asked_again=at if seq == report_seq(run) else None)
+            observed = replace(
+                observed,
+                asked_again=at if seq == report_seq(run) else None,
+                last_asked=at,
+                has_worker=self.cache.has_worker(key.namespace, run),
+            )
         if needs_proof(self.settings, approval):
             observed = replace(observed, proof=await self.proof.read())
         return observed
@@ -167,7 +172,7 @@ class ApprovalReconciler:
                 await self._ask_again(observed.key, run, workflow_id, observed.now)
             case WakeRun(pools):
                 assert run is not None, "it is a run that is woken"
-                self.cache.note_awake(run_key, self.cache.runs.get(run_key) or run)
+                self.cache.note_awake(run_key, self.cache.runs.get(run_key) or run, observed.now)
                 for pool in pools:
                     self.wake_pool(pool)
             case WriteStatus(status):
@@ -183,7 +188,7 @@ class ApprovalReconciler:
         except WorkflowNotFound:
             raise
         except TemporalError as error:
-            await self._write(approval, undelivered_status(approval, str(error), now))
+            await self._write(approval, undelivered_status(approval, decision, str(error), now))
             raise
         logger.info("AgentApproval %s: %s sent", decision.name, decision.decision)
 
@@ -195,7 +200,7 @@ class ApprovalReconciler:
         except WorkflowNotFound:
             return  # it has just ended; nobody waits
         self.facts.asked_again[uid_of(run)] = (seq, now)
-        logger.info("AgentApproval %s is gone while its run waits for it: it is asked anew", key)
+        logger.info("AgentApproval %s: its run is asked to report again", key)
 
     async def _write(self, approval: Json, status: Json) -> None:
         try:

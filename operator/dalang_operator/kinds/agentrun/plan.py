@@ -11,6 +11,7 @@ G  unfinished         its code fails             Stalled; past timeout + 10 min:
 H  finished           never asked                delete it when its time is over
 J  unfinished         open, but no worker        say so; past its timeout or cancelled: terminate, final
 K  awaits approval    open                       as D; its clock stands still, and it needs no worker
+L  decided, awaits    open, but no worker        say so; the decision is kept
 I  gone, another uid  never asked                terminate the workflow of the uid that is gone
 
 A run of a session is started by its session's reconcile, and shares its workflow. So there B, C, E and F are left to that
@@ -28,6 +29,7 @@ from dalang_api.v1alpha1.schema import seconds
 from dalang_operator.kinds.agentrun.snapshot import agent_versions, limits, make_run_input
 from dalang_operator.kinds.agentrun.status import (
     STARTED_MESSAGE,
+    asking_status,
     ended_status,
     is_final,
     pending_status,
@@ -101,6 +103,8 @@ class Observed:
     """A worker of the run's pool is ready."""
     pool_message: str = ""
     """What the pool says about that."""
+    awake_since: datetime | None = None
+    """When a run that awaits approval was told what it has not acted on yet: a decision, or that a time-out is due."""
 
 
 @dataclass(frozen=True)
@@ -253,9 +257,26 @@ def _plan_open(observed: Observed, run: Json) -> Plan:
         )
         return Plan((WriteStatus(status),))
     steps = _plan_problem(observed, run, workflow_id)
-    if steps.actions or is_awaiting(run):
+    if steps.actions:
         return steps
+    if is_awaiting(run):
+        return _plan_awaiting(observed, run)
     return _plan_without_worker(observed, run, workflow_id)
+
+
+def _plan_awaiting(observed: Observed, run: Json) -> Plan:
+    """K, L. Who has decided must learn that nobody acts on it; a report says more, and replaces this."""
+    if observed.has_worker or observed.awake_since is None:
+        return Plan((WriteStatus(asking_status(run, observed.now)),)) if says_worker_missing(run) else Plan()
+    left = (observed.awake_since + NO_WORKER_PATIENCE - observed.now).total_seconds()
+    if left > 0:
+        return Plan(requeue_after=left)
+    message = f"It has been decided, or its time is over, and a worker is needed to go on. {_no_worker(observed, run)}"
+    return Plan((WriteStatus(waiting_status(run, Reason.WORKER_MISSING, message, observed.now)),))
+
+
+def _no_worker(observed: Observed, run: Json) -> str:
+    return f"Pool {_pool_name(observed, run)} has no worker: {observed.pool_message or 'it does not exist'}"
 
 
 def _plan_without_worker(observed: Observed, run: Json, workflow_id: str) -> Plan:
@@ -264,7 +285,7 @@ def _plan_without_worker(observed: Observed, run: Json, workflow_id: str) -> Pla
         if not says_worker_missing(run) or report_seq(run):
             return Plan()
         return Plan((WriteStatus(waiting_status(run, Reason.RUNNING, STARTED_MESSAGE, observed.now)),))
-    why = f"Pool {_pool_name(observed, run)} has no worker: {observed.pool_message or 'it does not exist'}"
+    why = _no_worker(observed, run)
     stop = _stop(run, workflow_id, "its pool has no worker to end it")
     if observed.cancel_sent:
         if observed.now < observed.cancel_sent + NO_WORKER_GRACE:

@@ -175,6 +175,7 @@ class RunReconciler:
             cancel_sent=self.facts.cancel_sent.get(uid),
             has_worker=self.cache.has_worker(key.namespace, run),
             pool_message=self.cache.pool_message(key.namespace, run),
+            awake_since=self.cache.awake_since(key),
         )
         if agent is not None and not is_started(run) and session_name is None:
             observed = await self._observe_reach(observed, agent)

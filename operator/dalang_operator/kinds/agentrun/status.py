@@ -1,8 +1,9 @@
 """Every status an AgentRun can have, each as a pure function of the run and what is known now.
 
 The controller writes until the workflow's first report (`status.workflow.reportSeq` > 0), the reporter from then on, and
-nobody after `finishedAt`; both take their statuses from here. The one exception is `Stalled`/`WorkflowTaskFailing` on a
-run that reports no more because its workflow's code fails: that condition is the controller's, and a report removes it.
+nobody after `finishedAt`; both take their statuses from here. Of a run that cannot report the controller tells why: its
+workflow's code fails (`Stalled`/`WorkflowTaskFailing`), or nobody acts on what was decided (`WorkerMissing`). A report
+removes both.
 """
 
 from collections.abc import Sequence
@@ -81,12 +82,23 @@ def queued_status(
 
 
 def waiting_status(run: Json, reason: Reason, message: str, now: datetime) -> Json:
-    """Return the present status of a started run that has not reported yet, with another reason."""
+    """Return the present status of a started run with another reason."""
     conditions = [
         condition(ConditionType.SUCCEEDED, "Unknown", reason, message),
         condition(ConditionType.READY, "False", reason, message),
     ]
-    return _with(run, Phase.RUNNING, conditions, now)
+    return _with(run, Phase(run["status"]["phase"]), conditions, now)
+
+
+def asking_status(run: Json, now: datetime) -> Json:
+    """Return the present status of a run that awaits approval with that for a reason, as its report had it."""
+    message = "; ".join(pending["question"] for pending in run["status"].get("pendingApprovals", ()))
+    return waiting_status(run, Reason.AWAITING_APPROVAL, message, now)
+
+
+def name_taken_status(run: Json, message: str, now: datetime) -> Json:
+    """Return the present status of a run that cannot ask, since somebody's object has the name of its AgentApproval."""
+    return waiting_status(run, Reason.NAME_CONFLICT, message, now)
 
 
 def says_worker_missing(run: Json) -> bool:

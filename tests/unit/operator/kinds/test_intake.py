@@ -244,7 +244,7 @@ def test_a_run_that_left_the_watch_wakes_the_approvals_that_nobody_settled() -> 
     world = World()
     world.cache.runs.put(started_run())
     world.cache.approvals.put(approval())
-    world.cache.awake[ObjectKey("shop", "r1")] = ("uid-r1", 1)
+    world.cache.awake[ObjectKey("shop", "r1")] = ("uid-r1", 1, NOW)
     world.intake.removed("AgentRun", started_run(metadata={"resourceVersion": "11"}))
     assert world.queued() == {"AgentApproval": 1, "AgentPool": 1, "AgentRun": 1}
     assert world.cache.awake == {}
@@ -262,7 +262,7 @@ def test_an_approval_that_left_the_watch_is_looked_after() -> None:
 def test_a_run_that_reports_again_is_awake_no_more() -> None:
     world = World()
     world.intake.applied("AgentRun", awaiting_run("r1", "r1-a"))
-    world.cache.note_awake(ObjectKey("shop", "r1"), awaiting_run("r1", "r1-a"))
+    world.cache.note_awake(ObjectKey("shop", "r1"), awaiting_run("r1", "r1-a"), NOW)
     world.intake.applied("AgentRun", awaiting_run("r1", "r1-a", metadata={"resourceVersion": "11"}))
     assert world.cache.is_awake(ObjectKey("shop", "r1"))
     world.intake.applied("AgentRun", awaiting_run("r1", "r1-b", seq=2, metadata={"resourceVersion": "12"}))

@@ -8,9 +8,9 @@ import pytest
 from dalang_api.contract import ApprovalEnd, ApprovalRequest, RunReport, WorkflowTarget
 from dalang_operator.kube.errors import AlreadyExists, Conflict, NotFound, Unavailable
 from dalang_operator.kube.resources import Json, ObjectKey, Resource
-from dalang_operator.reporter.approvals import ApprovalWriter, make_approval
+from dalang_operator.reporter.approvals import ApprovalWriter, NameTaken, make_approval
 
-from tests.build import INSTALLATION, LONG_AGO, NOW, approval, at
+from tests.build import INSTALLATION, LONG_AGO, NOW, approval, at, awaiting_run, started_run
 
 TARGET = WorkflowTarget(INSTALLATION, "shop", "r1", "uid-r1")
 ID = f"{INSTALLATION}.shop.r1.uid-r1"
@@ -47,14 +47,28 @@ class FakeKube:
         if resource.kind == "Event":
             if not self.takes_events:
                 raise Unavailable("no events today")
+            if body["metadata"]["name"] in [event["metadata"]["name"] for event in self.events]:
+                raise AlreadyExists("it is told")
             self.events.append(body)
             return body
         name = body["metadata"]["name"]
         self.calls.append(f"create {name}")
         if name in self.objects:
             raise AlreadyExists(name)
-        self.objects[name] = {**body, "metadata": {**body["metadata"], "uid": f"made-{len(self.calls)}"}}
+        metadata = {**body["metadata"], "uid": f"made-{len(self.calls)}", "resourceVersion": "10"}
+        self.objects[name] = {**body, "metadata": metadata, "status": {"state": "Pending"}}
         return self.objects[name]
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, *, uid: str, resource_version: str | None = None
+    ) -> None:
+        self.calls.append(f"delete {name}")
+        if name not in self.objects:
+            raise NotFound(name)
+        found = self.objects[name]["metadata"]
+        if (found["uid"], found["resourceVersion"]) != (uid, resource_version):
+            raise Conflict("another version")
+        del self.objects[name]
 
     async def patch(
         self, resource: Resource, namespace: str, name: str, body: Json, subresource: str | None = None
@@ -96,7 +110,8 @@ def writer(kube: FakeKube, local: FakeLocal | None = None) -> ApprovalWriter:
 
 
 async def ask(write: ApprovalWriter, *requests: ApprovalRequest) -> dict[str, str] | None:
-    return await write.write(report(pending_approvals=list(requests)), TARGET, ID)
+    asked = await write.write(report(pending_approvals=list(requests)), TARGET, ID)
+    return asked.uids if asked else None
 
 
 async def settle(write: ApprovalWriter, **fields: Any) -> None:
@@ -134,6 +149,18 @@ async def test_a_retry_after_any_write_finds_what_is_there() -> None:
     assert len(kube.events) == 1
 
 
+async def test_an_event_that_was_not_told_before_its_writer_died_is_told_by_the_next() -> None:
+    kube = FakeKube()
+    await ask(writer(kube), REQUEST)
+    told, kube.events = kube.events, []
+    await ask(writer(kube), REQUEST)
+    assert kube.events == told
+    kube.events = []
+    kube.objects["r1-a"]["spec"] |= {"decision": "Reject", "decidedBy": "ada"}
+    await ask(writer(kube), REQUEST)
+    assert kube.events == [], "nobody need decide"
+
+
 async def test_a_request_that_was_decided_meanwhile_is_still_the_same() -> None:
     kube = FakeKube()
     first = await ask(writer(kube), REQUEST)
@@ -142,27 +169,67 @@ async def test_a_request_that_was_decided_meanwhile_is_still_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "found",
+    ("found", "says_so"),
     [
-        pytest.param({"spec": {"arguments": '{"amount":1}'}}, id="harmless arguments in the place of ours"),
-        pytest.param({"spec": {"digest": "sha256:1"}}, id="another digest"),
-        pytest.param({"spec": {"workflowId": "x.shop.r1.uid"}}, id="another workflow"),
-        pytest.param({"metadata": {"ownerReferences": []}}, id="nobody's"),
-        pytest.param({"metadata": {"deletionTimestamp": at()}}, id="about to go"),
         pytest.param(
-            {"metadata": {"ownerReferences": [{"uid": "uid-old", "controller": True}]}}, id="of an earlier run"
+            {"spec": {"arguments": '{"amount":1}'}}, True, id="harmless arguments in the place of ours, which says so"
+        ),
+        pytest.param({"spec": {"digest": "sha256:1", "decision": "Approve"}}, True, id="another digest, decided"),
+        pytest.param({"spec": {"workflowId": "x.shop.r1.uid"}}, True, id="another workflow"),
+        pytest.param({"metadata": {"deletionTimestamp": at()}}, True, id="about to go"),
+        pytest.param({"metadata": {"ownerReferences": []}}, False, id="nobody's, thus not ours to write to"),
+        pytest.param(
+            {"metadata": {"ownerReferences": [{"uid": "uid-old", "controller": True}]}}, False, id="of an earlier run"
         ),
     ],
 )
-async def test_a_strangers_object_is_never_adopted(found: Json) -> None:
+async def test_a_strangers_object_is_never_adopted(found: Json, says_so: bool) -> None:
     ours = make_approval(REQUEST, TARGET, ID)
-    metadata = {**ours["metadata"], "uid": "theirs", **found.get("metadata", {})}
-    kube = FakeKube({"r1-a": {"metadata": metadata, "spec": {**ours["spec"], **found.get("spec", {})}}})
+    metadata = {**ours["metadata"], "uid": "theirs", "resourceVersion": "1", **found.get("metadata", {})}
+    spec = {**ours["spec"], **found.get("spec", {})}
+    kube = FakeKube({"r1-a": {"metadata": metadata, "spec": spec, "status": {"state": "Pending"}}})
     write = writer(kube)
-    with pytest.raises(Conflict, match="nobody is asked until it is gone"):
-        await ask(write, REQUEST)
+    for _ in range(2):
+        with pytest.raises(NameTaken, match="gone: kubectl delete agentapproval r1-a -n shop"):
+            await ask(write, REQUEST)
+    assert kube.calls.count("status r1-a Expired") == says_so
+    if says_so:
+        [ready] = kube.objects["r1-a"]["status"]["conditions"]
+        assert (ready["status"], ready["reason"]) == ("False", "UnknownRequest")
+        assert "kubectl delete agentapproval r1-a -n shop" in ready["message"]
+    assert kube.events == []
     del kube.objects["r1-a"]
-    assert await ask(write, REQUEST) == {"r1-a": "made-3"}
+    made = await ask(write, REQUEST)
+    assert made is not None
+    assert made["r1-a"].startswith("made-")
+
+
+@pytest.mark.parametrize(
+    ("run", "there", "is_left"),
+    [
+        pytest.param(started_run(seq=2), {}, False, id="the newer report does not ask for it"),
+        pytest.param(awaiting_run("r1", "r1-b"), {}, False, id="it asks for another"),
+        pytest.param(awaiting_run("r1", "r1-a"), {}, True, id="it asks for it as well"),
+        pytest.param(started_run(seq=2), {"resourceVersion": "11"}, True, id="somebody has decided meanwhile"),
+        pytest.param(started_run(seq=2), {"uid": "another"}, True, id="it was made anew meanwhile"),
+    ],
+)
+async def test_what_an_older_report_has_made_is_withdrawn(run: Json, there: Json, is_left: bool) -> None:
+    kube = FakeKube()
+    write = writer(kube)
+    asked = await write.write(report(pending_approvals=[REQUEST]), TARGET, ID)
+    assert asked is not None
+    kube.objects["r1-a"] = {**kube.objects["r1-a"], "metadata": {**kube.objects["r1-a"]["metadata"], **there}}
+    await write.withdraw(asked.made, run)
+    assert ("r1-a" in kube.objects) is is_left
+
+
+async def test_what_is_found_is_not_withdrawn() -> None:
+    kube = FakeKube()
+    await ask(writer(kube), REQUEST)
+    asked = await writer(kube).write(report(pending_approvals=[REQUEST]), TARGET, ID)
+    assert asked is not None
+    assert (asked.uids, asked.made) == ({"r1-a": "made-1"}, ())
 
 
 async def test_what_this_process_has_seen_and_the_cache_still_has_costs_no_call() -> None:
@@ -177,9 +244,9 @@ async def test_what_this_process_has_seen_and_the_cache_still_has_costs_no_call(
 async def test_the_cache_alone_proves_nothing() -> None:
     """It keeps no arguments, so a stranger's object could be taken for ours."""
     theirs = make_approval(REQUEST, TARGET, ID)
-    theirs["metadata"]["uid"] = "theirs"
-    kube = FakeKube({"r1-a": {**theirs, "spec": {**theirs["spec"], "arguments": "{}"}}})
-    with pytest.raises(Conflict):
+    theirs["metadata"] |= {"uid": "theirs", "resourceVersion": "1"}
+    kube = FakeKube({"r1-a": {**theirs, "spec": {**theirs["spec"], "arguments": "{}"}, "status": {}}})
+    with pytest.raises(NameTaken):
         await ask(writer(kube, FakeLocal({"r1-a": theirs})), REQUEST)
 
 
@@ -215,7 +282,11 @@ async def test_what_came_of_it_is_written_and_logged_once(caplog: pytest.LogCapt
     ("there", "calls"),
     [
         pytest.param(None, ["get r1-a"], id="it is gone"),
-        pytest.param(approval(metadata={"uid": "new"}), ["get r1-a"], id="it was made anew"),
+        pytest.param(
+            approval(metadata={"uid": "new"}),
+            ["get r1-a", "status r1-a Expired"],
+            id="it was made anew: what it asks has ended all the same",
+        ),
         pytest.param(
             approval(metadata={"ownerReferences": [{"uid": "uid-old", "controller": True}]}),
             ["get r1-a"],
@@ -231,6 +302,25 @@ async def test_whom_it_is_written_to(there: Json | None, calls: list[str]) -> No
     kube = FakeKube({"r1-a": there} if there else {})
     await settle(writer(kube))
     assert kube.calls == calls
+
+
+async def test_what_was_not_there_yet_is_told_by_the_next_report() -> None:
+    """Its own report may come later than the one that tells of its end."""
+    kube = FakeKube()
+    write = writer(kube)
+    await settle(write)
+    kube.objects["r1-a"] = approval()
+    await settle(write)
+    await settle(write)
+    assert kube.calls == ["get r1-a", "get r1-a", "status r1-a Applied"]
+
+
+async def test_the_log_says_nothing_of_an_object_that_was_not_decided(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        await settle(
+            writer(FakeKube({"r1-a": approval(metadata={"uid": "new"})})), decision="Approve", decided_by="ada"
+        )
+    assert caplog.records == []
 
 
 async def test_a_cached_approval_saves_the_read_and_is_not_believed() -> None:

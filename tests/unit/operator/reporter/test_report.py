@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 from dalang_api.contract import ApprovalRequest, ReportResult, RunReport, WorkflowTarget
-from dalang_operator.kube.errors import ApiError, Conflict, NotFound, Unavailable
-from dalang_operator.kube.resources import Json, ObjectKey, Resource
+from dalang_api.v1alpha1.conditions import ConditionType
+from dalang_operator.kube.errors import AlreadyExists, ApiError, Conflict, NotFound, Unavailable
+from dalang_operator.kube.resources import AGENT_APPROVALS, AGENT_RUNS, Json, ObjectKey, Resource
+from dalang_operator.kube.status import find_condition
 from dalang_operator.reporter.approvals import ApprovalWriter
 from dalang_operator.reporter.report import RunReporter, refusal
 from dalang_operator.reporter.session import SessionReporter
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from tests.build import INSTALLATION, NOW, at, finished_run, run, started_run
+from tests.build import INSTALLATION, NOW, approval, at, finished_run, run, started_run
 
 TARGET = WorkflowTarget(INSTALLATION, "shop", "r1", "uid-r1")
 
@@ -56,9 +58,16 @@ class FakeKube:
     live: Json | None
     failures: list[ApiError] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
+    overtaken_by: Json | None = None
+    """The run as a newer report leaves it, while this one makes what it asks for."""
+    stranger: Json | None = None
+    """What has the name of the AgentApproval."""
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Json:
-        self.calls.append("get")
+        self.calls.append("get" if resource is AGENT_RUNS else f"get {resource.kind}")
+        if resource is AGENT_APPROVALS:
+            assert self.stranger is not None, "it was found"
+            return self.stranger
         if self.live is None:
             raise NotFound("gone")
         return self.live
@@ -67,7 +76,15 @@ class FakeKube:
         self.calls.append(f"create {resource.kind}")
         if self.failures:
             raise self.failures.pop(0)
-        return {**body, "metadata": {**body["metadata"], "uid": "uid-r1-a"}}
+        if resource is AGENT_APPROVALS and self.stranger is not None:
+            raise AlreadyExists("taken")
+        self.live = self.overtaken_by or self.live
+        return {**body, "metadata": {**body["metadata"], "uid": "uid-r1-a", "resourceVersion": "10"}}
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, *, uid: str, resource_version: str | None = None
+    ) -> None:
+        self.calls.append(f"delete {name} {uid} {resource_version}")
 
     async def patch(
         self, resource: Resource, namespace: str, name: str, body: Json, subresource: str | None = None
@@ -79,7 +96,8 @@ class FakeKube:
             raise NotFound("gone")
         if body["metadata"]["resourceVersion"] != self.live["metadata"]["resourceVersion"]:
             raise Conflict("another version")
-        return body
+        self.live = {**self.live, "status": {**self.live["status"], **body["status"]}}
+        return self.live
 
 
 @dataclass
@@ -182,7 +200,7 @@ def asking(seq: int = 1) -> RunReport:
 async def test_approvals_come_before_the_status_and_their_uids_go_back() -> None:
     kube = FakeKube(started_run())
     result = await write(kube, FakeLocal(started_run()), asking())
-    assert kube.calls == ["create AgentApproval", "create Event", "patch 10"]
+    assert kube.calls == ["get", "create AgentApproval", "create Event", "patch 10"]
     assert result == ReportResult(approvals={"r1-a": "uid-r1-a"})
 
 
@@ -196,7 +214,7 @@ async def test_a_report_whose_answer_got_lost_gives_it_again() -> None:
 @pytest.mark.parametrize(
     "live",
     [
-        pytest.param(started_run(seq=2), id="a newer report was quicker"),
+        pytest.param(started_run(seq=2), id="a newer report was quicker, which the cache need not know yet"),
         pytest.param(finished_run(), id="the run has ended"),
         pytest.param(None, id="the run is gone"),
         pytest.param(run(metadata={"uid": "new"}), id="the run was made anew"),
@@ -204,14 +222,49 @@ async def test_a_report_whose_answer_got_lost_gives_it_again() -> None:
 )
 async def test_a_late_report_asks_nobody(live: Json | None) -> None:
     kube = FakeKube(live)
-    assert await write(kube, FakeLocal(None), asking()) == ReportResult()
+    assert await write(kube, FakeLocal(started_run()), asking()) == ReportResult()
     assert kube.calls == ["get"]
 
 
+async def test_a_report_that_is_overtaken_while_it_asks_takes_it_back() -> None:
+    newer = started_run(seq=2, metadata={"resourceVersion": "11"})
+    kube = FakeKube(started_run(), overtaken_by=newer)
+    assert await write(kube, FakeLocal(started_run()), asking()) == ReportResult(), "the newer one tells the uids"
+    assert kube.calls == [
+        "get",
+        "create AgentApproval",
+        "create Event",
+        "patch 10",
+        "get",
+        "delete r1-a uid-r1-a 10",
+    ]
+    assert kube.live == newer
+
+
+async def test_a_run_says_that_somebody_has_the_name_of_what_it_asks() -> None:
+    kube = FakeKube(started_run(), stranger=approval("r1-a", metadata={"ownerReferences": []}))
+    for _ in range(2):
+        with pytest.raises(ApplicationError, match="nobody is asked until it is gone"):
+            await write(kube, FakeLocal(started_run()), asking())
+    assert kube.calls.count("patch 10") == 1
+    assert kube.live is not None
+    for type_ in (ConditionType.SUCCEEDED, ConditionType.READY):
+        said = find_condition(kube.live, type_)
+        assert said is not None
+        assert said["reason"] == "NameConflict"
+        assert "kubectl delete agentapproval r1-a -n shop" in said["message"]
+    status = kube.live["status"]
+    assert (status["phase"], status["workflow"]["reportSeq"]) == ("Running", 0)
+    kube.stranger = None
+    await write(kube, FakeLocal(started_run()), asking())
+    written: Json = kube.live["status"]
+    assert (written["phase"], written["workflow"]["reportSeq"]) == ("AwaitingApproval", 1)
+
+
 async def test_a_status_that_has_to_be_written_again_asks_once() -> None:
-    kube = FakeKube(started_run(metadata={"resourceVersion": "11"}))
+    kube = FakeKube(started_run(), overtaken_by=started_run(metadata={"resourceVersion": "11"}))
     result = await write(kube, FakeLocal(started_run()), asking())
-    assert kube.calls == ["create AgentApproval", "create Event", "patch 10", "get", "patch 11"]
+    assert kube.calls == ["get", "create AgentApproval", "create Event", "patch 10", "get", "patch 11"]
     assert result.approvals == {"r1-a": "uid-r1-a"}
 
 
@@ -219,4 +272,4 @@ async def test_no_status_names_an_approval_that_could_not_be_created() -> None:
     kube = FakeKube(started_run(), failures=[Unavailable("the API server cannot be reached: refused")])
     with pytest.raises(ApplicationError):
         await write(kube, FakeLocal(started_run()), asking())
-    assert kube.calls == ["create AgentApproval"]
+    assert kube.calls == ["get", "create AgentApproval"]

@@ -1,10 +1,12 @@
 """The cache keeps the newest state, whatever order it comes in."""
 
+from datetime import timedelta
+
 from dalang_operator.kinds.reach import has_live_run
 from dalang_operator.kube.resources import ObjectKey
 from dalang_operator.runtime.cache import Cache, Store
 
-from tests.build import approval, awaiting_run, run, started_run
+from tests.build import NOW, approval, awaiting_run, run, started_run
 
 POOL = ObjectKey("shop", "default")
 KEY = ObjectKey("shop", "r1")
@@ -63,7 +65,9 @@ def test_a_run_that_awaits_approval_needs_no_pool_until_it_is_told_something() -
     cache.runs.put(awaiting_run("r1", "r1-a", seq=1))
     assert not has_live_run(cache, POOL)
     assert cache.runs.count("awaiting", "shop", "default") == 1
-    cache.note_awake(KEY, awaiting_run(seq=1))
+    cache.note_awake(KEY, awaiting_run(seq=1), NOW)
+    cache.note_awake(KEY, awaiting_run(seq=1), NOW + timedelta(minutes=1))
+    assert cache.awake_since(KEY) == NOW, "told again of the same, it has waited since the first time"
     assert has_live_run(cache, POOL)
     assert not has_live_run(cache, ObjectKey("shop", "gpu"))
     assert not has_live_run(cache, ObjectKey("other", "default"))

@@ -21,6 +21,7 @@ from tests.build import (
     NOW,
     at,
     awaiting_run,
+    condition,
     finished_run,
     open_session,
     pool,
@@ -291,6 +292,24 @@ async def test_runs_that_await_approval_bring_no_pool_up_and_are_not_looked_at()
     world.temporal.open_on = {f"{INSTALLATION}.shop.default": 2}
     await world.sweep(timedelta(seconds=30))
     assert world.woken == [ObjectKey("shop", "default")]
+
+
+async def test_runs_that_were_decided_are_looked_at_while_no_worker_acts_on_it() -> None:
+    world = World()
+    key = ObjectKey("shop", "r1")
+    world.temporal.opened = [listed()]
+    await world.sweep()
+    world.cache.runs.put(awaiting_run("r1", "r1-a"))
+    world.cache.note_awake(key, awaiting_run("r1", "r1-a"), NOW)
+    await world.sweep(timedelta(seconds=30))
+    assert world.woken == [key]
+    says_so = awaiting_run("r1", "r1-a", metadata={"resourceVersion": "11"})
+    says_so["status"]["conditions"] = [condition("Succeeded", "Unknown", "WorkerMissing")]
+    world.cache.runs.put(says_so)
+    world.cache.awake.clear()
+    world.cache.deployments.put(deployment(ready=1))
+    await world.sweep(timedelta(seconds=30))
+    assert world.woken == [key], "it must not go on saying so"
 
 
 # ── Sessions ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,7 @@ from dalang_operator.kinds.agentapproval.plan import (
     SignalDecision,
     WakeRun,
     WriteStatus,
+    decision_of,
     needs_proof,
     plan,
     settled_status,
@@ -47,6 +48,7 @@ WAITS = awaiting_run("r1", "r1-a")
 WAKE = ("wake", "default")
 ASK = ("ask again", ID)
 SIGNAL = ("signal", "Approve")
+VETO = ("signal", "Reject")
 RUN_ENDED = ("status", "Expired", "RunEnded")
 DELIVERED = ("status", "Delivered", "Delivered")
 
@@ -55,8 +57,16 @@ def approved(**more: Any) -> Json:
     return approval(decision="Approve", decidedBy="ada", **more)
 
 
-def delivered(**more: Any) -> Json:
-    return approved(status={"state": "Delivered", "conditions": []}, **more)
+def rejected(**more: Any) -> Json:
+    return approval(decision="Reject", reason="No.", decidedBy="ada", **more)
+
+
+def delivered(ago: timedelta = timedelta(), **more: Any) -> Json:
+    return approved(status={"state": "Delivered", "deliveredAt": at(-ago), "conditions": []}, **more)
+
+
+def made(ago: timedelta) -> Json:
+    return approval(metadata={"creationTimestamp": at(-ago)})
 
 
 def owned_by(uid: str) -> Json:
@@ -100,7 +110,9 @@ def listed(count: int) -> Json:
         pytest.param(observed(approval(expiresAt=at(timedelta(hours=1)))), [], id="not expired: nothing"),
         pytest.param(observed(approval(expiresAt=at())), [WAKE], id="expired: a worker is needed for the time-out"),
         pytest.param(
-            observed(approval(expiresAt=at()), started_run()), [], id="expired, and the run has gone on already"
+            observed(approval(expiresAt=at()), started_run()),
+            [ASK],
+            id="expired, and the run has gone on without saying so",
         ),
         pytest.param(
             observed(approved()), [SIGNAL, WAKE, DELIVERED], id="decided: signal, wake, status, in this order"
@@ -125,6 +137,17 @@ def listed(count: int) -> Json:
             observed(approved(), proof=Proof(None, NOW - timedelta(hours=1, seconds=3))),
             [SIGNAL, WAKE, DELIVERED],
             id="a policy old enough",
+        ),
+        pytest.param(observed(rejected(), proof=MISSING), [VETO, WAKE, DELIVERED], id="no policy: a Reject is a veto"),
+        pytest.param(
+            observed(rejected(), proof=Proof(None, NOW)),
+            [VETO, WAKE, DELIVERED],
+            id="a policy younger than the approval: likewise",
+        ),
+        pytest.param(
+            observed(rejected(workflowId=f"{INSTALLATION}.shop.r2.uid-r2"), proof=MISSING),
+            [("status", "Pending", "InvalidSpec")],
+            id="but never of another run",
         ),
         pytest.param(
             observed(approved(workflowId=f"{INSTALLATION}.shop.r2.uid-r2")),
@@ -182,6 +205,39 @@ def listed(count: int) -> Json:
         ),
         pytest.param(
             observed(delivered(), listed(16)), [WAKE], id="delivered, and the run waits for more than it lists"
+        ),
+        pytest.param(
+            observed(delivered(timedelta(seconds=59))), [WAKE], id="delivered just now: the run is about to tell"
+        ),
+        pytest.param(
+            observed(delivered(timedelta(minutes=1))),
+            [ASK, WAKE],
+            id="delivered, and the run has not told for a minute",
+        ),
+        pytest.param(
+            observed(delivered(timedelta(minutes=1)), started_run()), [ASK], id="likewise where it has gone on already"
+        ),
+        pytest.param(
+            observed(delivered(timedelta(minutes=1)), listed(16)), [ASK, WAKE], id="or waits for more than it lists"
+        ),
+        pytest.param(
+            observed(delivered(timedelta(minutes=1)), has_worker=False), [WAKE], id="without a worker it cannot tell"
+        ),
+        pytest.param(
+            observed(made(timedelta(seconds=59)), started_run()),
+            [],
+            id="made just now: its report is about to be written",
+        ),
+        pytest.param(
+            observed(made(timedelta(minutes=1)), started_run()), [ASK], id="the run does not say that it waits for it"
+        ),
+        pytest.param(
+            observed(made(timedelta(minutes=1)), awaiting_run("r1", "r1-b")),
+            [ASK],
+            id="likewise while it waits for others",
+        ),
+        pytest.param(
+            observed(made(timedelta(minutes=1)), listed(16)), [], id="it may well wait for more than it lists"
         ),
         pytest.param(observed(delivered(), finished_run()), [RUN_ENDED], id="delivered, and the run ended without it"),
         *(
@@ -244,6 +300,18 @@ def test_policies_are_read_only_to_deliver(obj: Json | None, expected: bool) -> 
         pytest.param(observed(approval(expiresAt=at(timedelta(hours=1)))), 3600.0, id="at its expiry"),
         pytest.param(observed(approved(), proof=MISSING), 10.0, id="nothing watches the policies"),
         pytest.param(observed(None), 60.0, id="a report that got lost is asked for again"),
+        pytest.param(observed(delivered()), 60.0, id="delivered: in a minute the run should have told"),
+        pytest.param(observed(delivered(timedelta(minutes=1))), 60.0, id="asked after a minute: a minute later"),
+        pytest.param(observed(delivered(timedelta(minutes=8))), 480.0, id="and so on: the interval doubles"),
+        pytest.param(
+            observed(delivered(timedelta(minutes=9)), last_asked=NOW - timedelta(minutes=1)),
+            420.0,
+            id="asked a minute ago, after eight: after another seven",
+        ),
+        pytest.param(observed(delivered(timedelta(days=9))), 3600.0, id="an hour at the most"),
+        pytest.param(
+            observed(delivered(timedelta(days=9)), has_worker=False), 60.0, id="no worker: soon, nothing is sent"
+        ),
     ],
 )
 def test_when_to_look_again(given: Observed, seconds: float | None) -> None:
@@ -264,6 +332,25 @@ def test_the_signal_has_all_of_the_decision() -> None:
         decided_by="ada",
     )
     assert signal == SignalDecision(ID, decision)
+
+
+def test_an_unproven_reject_stops_the_call_in_nobodys_name() -> None:
+    given = observed(rejected(), proof=MISSING)
+    [signal, *_] = plan(given).actions
+    assert isinstance(signal, SignalDecision)
+    assert (signal.decision.decision, signal.decision.decided_by, signal.decision.reason) == ("Reject", None, None)
+    status = status_after(given)
+    proven = find_condition({"status": status}, ConditionType.PROVEN)
+    assert proven is not None
+    assert (status["state"], proven["status"], proven["reason"]) == ("Delivered", "False", "PolicyMissing")
+    assert proven["message"].startswith("A Reject is delivered even so, in nobody's name.")
+    assert proven["message"].endswith("Install it: dalang admission-policies")
+    later = rejected(status=status)
+    assert plan(observed(later)).actions == (WakeRun((ObjectKey("shop", "default"),)),), (
+        "policies prove nothing afterwards"
+    )
+    applied = settled_status(later, ApprovalEnd(name="r1-a", uid="uid-r1-a", state="Applied", decision="Reject"), NOW)
+    assert "ada" not in str(applied["conditions"])
 
 
 def status_after(given: Observed) -> Json:
@@ -292,30 +379,116 @@ def test_an_unproven_decision_says_which_command_mends_it_and_goes_on_when_it_ha
 
 
 def test_temporal_away_is_said() -> None:
-    status = undelivered_status(approved(), "Temporal cannot be reached", NOW)
+    status = undelivered_status(approved(), decision_of(approved()), "Temporal cannot be reached", NOW)
     assert status["state"] == "Pending"
     assert status["conditions"][0]["message"] == (
         "Approve by ada is not delivered yet and tried again. Temporal cannot be reached"
     )
 
 
+def end(state: str, decision: str | None = None, by: str | None = None, **more: str | None) -> ApprovalEnd:
+    fields = {"name": "r1-a", "uid": "uid-r1-a", "state": state, "decision": decision, "decided_by": by, **more}
+    return ApprovalEnd.model_validate(fields)
+
+
 @pytest.mark.parametrize(
-    ("obj", "state", "expected"),
+    ("obj", "told", "state", "expected"),
     [
-        pytest.param(delivered(), "Applied", ("True", "Applied", "Approve by ada"), id="applied"),
-        pytest.param(approval(), "Applied", ("True", "Applied", "Reject"), id="applied, by what the run says"),
-        pytest.param(approval(), "Expired", ("False", "Expired", "Nobody decided in time"), id="expired"),
-        pytest.param(delivered(), "Expired", ("False", "Expired", "came too late"), id="decided too late"),
-        pytest.param(approval(), "Superseded", ("False", "Superseded", "decide that one"), id="superseded"),
+        pytest.param(
+            delivered(),
+            end("Applied", "Approve", "ada"),
+            "Applied",
+            ("True", "Applied", "Approve by ada"),
+            id="applied",
+        ),
+        pytest.param(
+            approval(), end("Applied", "Reject"), "Applied", ("True", "Applied", "Reject"), id="by what the run says"
+        ),
+        pytest.param(
+            approval(), end("Expired"), "Expired", ("False", "Expired", "Nobody decided in time"), id="expired"
+        ),
+        pytest.param(
+            delivered(), end("Expired"), "Expired", ("False", "TooLate", "start another run"), id="late: delivered"
+        ),
+        pytest.param(
+            delivered(),
+            end("Expired", note="Nobody decided in time, which approves it"),
+            "Expired",
+            (
+                "False",
+                "TooLate",
+                "Approve by ada came too late. Nobody decided in time, which approves it. If it is still wanted, start",
+            ),
+            id="late: it says what the run did instead",
+        ),
+        pytest.param(
+            approved(),
+            end("Expired"),
+            "Expired",
+            ("False", "TooLate", "Approve by ada came too late"),
+            id="late: decided between the time-out and this report",
+        ),
+        pytest.param(
+            delivered(),
+            end("Applied", "Reject", "bob"),
+            "Expired",
+            ("False", "Conflicting", "the run had acted on Reject by bob already"),
+            id="conflicting: another decision came first",
+        ),
+        pytest.param(
+            delivered(),
+            end("Applied", "Approve", "ada", uid="uid-old"),
+            "Expired",
+            ("False", "UnknownRequest", "another AgentApproval of this name"),
+            id="unknown: the run had asked with an object that is gone, even if it was decided alike",
+        ),
+        pytest.param(
+            approval(),
+            end("Expired", uid="uid-old"),
+            "Expired",
+            ("False", "UnknownRequest", "Nobody need decide this"),
+            id="unknown, and undecided",
+        ),
+        pytest.param(
+            delivered(),
+            end("Applied", "Approve", uid=None),
+            "Applied",
+            ("True", "Applied", ""),
+            id="the run knows no uid",
+        ),
+        pytest.param(
+            approval(), end("Superseded"), "Superseded", ("False", "Superseded", "decide that one"), id="superseded"
+        ),
+        pytest.param(
+            delivered(),
+            end("Applied", "Approve").model_copy(update={"note": "Not run: it does not fit"}),
+            "Applied",
+            ("True", "Applied", "The run acted on it: Approve by ada. Not run: it does not fit"),
+            id="applied, and not run",
+        ),
+        pytest.param(
+            approval(),
+            end("Expired").model_copy(update={"note": "Approved by onTimeout"}),
+            "Expired",
+            ("False", "Expired", "Approved by onTimeout"),
+            id="approved by nobody",
+        ),
+        pytest.param(
+            delivered(),
+            end("Superseded", "Approve").model_copy(update={"note": "The changed answer did not fit"}),
+            "Superseded",
+            ("False", "Superseded", "The changed answer did not fit; the run asks anew, decide that one"),
+            id="superseded, since the decision could not be used",
+        ),
     ],
 )
-def test_what_the_run_says_of_it(obj: Json, state: Any, expected: tuple[str, str, str]) -> None:
-    status = settled_status(obj, ApprovalEnd(name="r1-a", state=state, decision="Reject"), NOW)
+def test_what_the_run_says_of_it(obj: Json, told: ApprovalEnd, state: str, expected: tuple[str, str, str]) -> None:
+    status = settled_status(obj, told, NOW)
     [ready] = [each for each in status["conditions"] if each["type"] == "Ready"]
     assert status["state"] == state
     assert (ready["status"], ready["reason"]) == expected[:2]
     assert expected[2] in ready["message"]
-    assert plan(observed(obj | {"status": status})) == Plan()
+    assert plan(observed(obj | {"status": status})) == Plan(), "a duplicate comes to nothing"
 
 
 def test_the_proof_is_compared_with_the_objects_own_time() -> None:

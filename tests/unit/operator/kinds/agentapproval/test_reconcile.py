@@ -14,7 +14,7 @@ from dalang_operator.kube.resources import Json, ObjectKey, Resource
 from dalang_operator.runtime.cache import Cache
 from dalang_operator.temporal.errors import TemporalUnavailable, WorkflowNotFound
 
-from tests.build import INSTALLATION, NOW, approval, at, awaiting_run, finished_run, started_run
+from tests.build import INSTALLATION, NOW, approval, at, awaiting_run, finished_run, meta, started_run
 
 KEY = ObjectKey("shop", "r1-a")
 RUN = ObjectKey("shop", "r1")
@@ -66,6 +66,10 @@ class FakeKube:
             return self.objects[(resource.plural, name)]
         except KeyError:
             raise NotFound(name) from None
+
+
+def deployment(name: str, *, ready: int) -> Json:
+    return {"metadata": meta(name), "spec": {}, "status": {"readyReplicas": ready}}
 
 
 @dataclass
@@ -261,6 +265,60 @@ async def test_a_deleted_approval_is_asked_for_again_once_per_report() -> None:
     world.has_run(awaiting_run("r1", "r1-a", seq=2, metadata={"resourceVersion": "11"}))
     await world.reconcile()
     assert len(world.temporal.signals) == 2, "it reported, and the object is not there either"
+
+
+async def test_a_run_that_does_not_tell_what_came_of_a_decision_is_asked_ever_more_rarely() -> None:
+    world = World()
+    world.has_run(awaiting_run("r1", "r1-a"))
+    world.has(approved(status={"state": "Delivered", "deliveredAt": at(), "conditions": []}))
+    assert await world.reconcile() == 60.0
+    assert world.temporal.signals == [], "no worker is up to tell"
+    world.cache.deployments.put(deployment("dalang-default", ready=1))
+    asked = []
+    for minute in range(1, 65):
+        world.now = NOW + timedelta(minutes=minute)
+        before = len(world.temporal.signals)
+        await world.reconcile()
+        await world.reconcile()
+        if len(world.temporal.signals) > before:
+            asked.append(minute)
+            world.has_run(awaiting_run("r1", "r1-a", seq=minute, metadata={"resourceVersion": str(10 + minute)}))
+    assert asked == [1, 2, 4, 8, 16, 32, 64]
+    assert {sent[1] for sent in world.temporal.signals} == {"reportAgain"}
+
+
+async def test_the_seventeenth_of_a_run_that_lists_sixteen_is_served_like_the_others() -> None:
+    """`status.pendingApprovals` holds sixteen."""
+    world = World()
+    sixteen = [f"r1-{number}" for number in range(16)]
+    world.has_run(awaiting_run("r1", *sixteen))
+    world.has(approved())
+    await world.reconcile()
+    assert [sent[1] for sent in world.temporal.signals] == ["decide"]
+    assert world.status["state"] == "Delivered"
+    world.cache.approvals.put(world.kube.objects[("agentapprovals", "r1-a")])
+    world.has_run(awaiting_run("r1", *sixteen, seq=2, metadata={"resourceVersion": "11"}))
+    assert not has_live_run(world.cache, POOL)
+    await world.reconcile()
+    assert has_live_run(world.cache, POOL), "nothing says that it was acted on"
+    gone = world.kube.objects.pop(("agentapprovals", "r1-a"))
+    world.cache.approvals.drop(gone)
+    world.facts.gone[KEY] = RUN
+    await world.reconcile()
+    assert [sent[1] for sent in world.temporal.signals] == ["decide", "reportAgain"], "deleted, it is asked anew"
+
+
+async def test_decided_and_deleted_at_once_counts_or_is_asked_anew_and_never_gets_lost() -> None:
+    """The watch has told of the decision, and the object is gone before it is written that Temporal has it."""
+    world = World()
+    world.has_run(awaiting_run("r1", "r1-a"))
+    world.has(approved())
+    del world.kube.objects[("agentapprovals", "r1-a")]
+    with pytest.raises(NotFound):
+        await world.reconcile()
+    await world.reconcile()
+    sent = [name for _, name, _ in world.temporal.signals]
+    assert sent == ["decide", "reportAgain"], "the run has the decision, or reports what it still asks"
 
 
 async def test_an_approval_that_the_watch_has_not_told_of_yet_is_not_taken_for_deleted() -> None:

@@ -280,7 +280,7 @@ async def test_runs_that_await_approval_keep_no_worker_until_they_are_told_somet
     assert ("scale", "dalang-default") in await world.reconcile()
     deployments = world.kube.objects[("deployments", "dalang-default")]
     assert deployments["spec"]["replicas"] == 0
-    world.cache.note_awake(ObjectKey("shop", "r1"), awaiting_run("r1", "r1-a"))
+    world.cache.note_awake(ObjectKey("shop", "r1"), awaiting_run("r1", "r1-a"), NOW)
     assert ("scale", "dalang-default") in await world.reconcile()
     assert world.kube.objects[("deployments", "dalang-default")]["spec"]["replicas"] == 1
 

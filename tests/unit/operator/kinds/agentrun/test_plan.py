@@ -254,6 +254,19 @@ def chain(count: int, **spec: Any) -> list[Json]:
             id="while it awaits approval it needs no worker, and its clock stands still",
         ),
         pytest.param(
+            observed(
+                awaiting_run(limits={"timeout": "10m"}), has_worker=False, awake_since=NOW - timedelta(seconds=10)
+            ),
+            [("status", "AwaitingApproval", "WorkerMissing", None, False)],
+            id="decided, and no worker comes to act on it: it says so, and its clock still stands",
+        ),
+        pytest.param(
+            observed(awaiting_run(), has_worker=False, awake_since=NOW - timedelta(seconds=9)),
+            [],
+            id="decided just now: a worker is waited for",
+        ),
+        pytest.param(observed(awaiting_run(), awake_since=NOW - timedelta(hours=1)), [], id="decided, with a worker"),
+        pytest.param(
             observed(awaiting_run(limits={"timeout": "10m"}), problem="it raises"),
             [("status", "AwaitingApproval", "Running", "WorkflowTaskFailing", False)],
             id="so it does where the workflow's code fails",
@@ -510,6 +523,33 @@ def test_a_run_that_has_a_worker_again_no_longer_says_otherwise() -> None:
     [running] = plan(observed(obj)).actions
     assert summary(running) == ("status", "Running", "Running", None, False)
     assert plan(observed(obj | {"status": running.status})).actions == ()  # type: ignore[union-attr]
+
+
+def test_a_decision_that_nobody_acts_on_is_told_with_what_the_pool_says_until_a_worker_is_there() -> None:
+    asking = awaiting_run("r1", "r1-a", "r1-b")
+    awake: dict[str, Any] = {
+        "awake_since": NOW - timedelta(minutes=1),
+        "pool_message": "Deployment dalang-default is not this pool's",
+    }
+    [waiting] = plan(observed(asking, has_worker=False, **awake)).actions
+    assert isinstance(waiting, WriteStatus)
+    for type_ in (ConditionType.SUCCEEDED, ConditionType.READY):
+        said = find_condition({"status": waiting.status}, type_)
+        assert said is not None
+        assert said["reason"] == "WorkerMissing"
+        assert said["message"] == (
+            "It has been decided, or its time is over, and a worker is needed to go on. "
+            "Pool default has no worker: Deployment dalang-default is not this pool's"
+        )
+    obj = asking | {"status": waiting.status}
+    assert plan(observed(obj, has_worker=False, **awake)).actions == (waiting,), "an equal status is not written"
+    [again] = plan(observed(obj, **awake)).actions
+    assert isinstance(again, WriteStatus)
+    succeeded = find_condition({"status": again.status}, ConditionType.SUCCEEDED)
+    assert succeeded is not None
+    assert (succeeded["reason"], succeeded["message"]) == ("AwaitingApproval", "Charge?; Charge?")
+    assert plan(observed(asking | {"status": again.status}, **awake)).actions == ()
+    assert plan(observed(asking, has_worker=False, awake_since=NOW - timedelta(seconds=4))).requeue_after == 6.0
 
 
 def has_asked(**spec: Any) -> Json:

@@ -24,6 +24,8 @@ from tests.build import (
     NOW,
     agent,
     approval,
+    awaiting_run,
+    condition,
     config_map,
     exchange,
     model,
@@ -363,6 +365,25 @@ async def test_a_run_without_worker_is_not_ended_for_the_time_that_a_human_took(
     world.kube.approvals = [approval(metadata={"ownerReferences": [{"uid": "another", "controller": True}]})]
     await world.reconcile()
     assert world.status["phase"] == "Failed"
+
+
+async def test_a_decision_that_finds_no_worker_is_told_and_the_report_that_follows_is_free_to_replace_it() -> None:
+    world = World()
+    world.has(awaiting_run("r1", "r1-a"))
+    taken = {"conditions": [condition("Ready", "False", "NameConflict", "It is taken")]}
+    world.cache.pools.put(pool(metadata={"resourceVersion": "11"}, status=taken))
+    await world.reconcile()
+    assert world.kube.writes == [], "nobody has decided"
+    world.cache.note_awake(KEY, awaiting_run("r1", "r1-a"), world.now)
+    assert await world.reconcile() == 10.0
+    world.now += timedelta(seconds=10)
+    for _ in range(2):
+        await world.reconcile()
+    assert len(world.kube.writes) == 1
+    assert {each["reason"] for each in world.status["conditions"]} == {"WorkerMissing"}
+    assert "It is taken" in world.status["conditions"][0]["message"]
+    assert (world.status["phase"], world.status["workflow"]["reportSeq"]) == ("AwaitingApproval", 1)
+    assert has_live_run(world.cache, ObjectKey("shop", "default")), "it still needs the worker"
 
 
 # ── In a session ───────────────────────────────────────────────────────────────────────────────────────────────────
