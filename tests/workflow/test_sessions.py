@@ -464,8 +464,10 @@ async def test_the_reporter_away_holds_up_no_run(world: "World") -> None:
 async def test_sessions_side_by_side(world: "World") -> None:
     async with world.serving():
         sessions = [await world.start_session(ECHO, loop=True) for _ in range(10)]
-        sent = await asyncio.gather(
-            *(asyncio.gather(*(session.send(f"say {n}") for n in range(3))) for session in sessions)
-        )
+        sent = await asyncio.gather(*(send_three(session) for session in sessions))
         for session, runs in zip(sessions, sent, strict=True):
             assert sorted([(await session.ended(run)).turns for run in runs]) == [1, 1, 1]
+
+
+async def send_three(session: "Session") -> list[RunIdentity]:
+    return [await session.send(f"say {number}") for number in range(3)]

@@ -52,8 +52,9 @@ with workflow.unsafe.imports_passed_through():
 
 SNAPSHOTS_KEPT = 3
 """The last ones that were sent: a run that is sent without names one of them."""
-BEGIN_PATIENCE_SECONDS = 5.0
-"""How long a run that was queued waits until its begin is written: with the operator away, no run is held up for longer."""
+TOLD_PATIENCE_SECONDS = 5.0
+"""How long a run waits until the end of the one before is written, and where it was queued its own begin: the answer tells
+of a run that was deleted. With the operator away no run is held up for longer."""
 WAITED_FOR_INTERVAL = timedelta(seconds=10)
 REPORT_PATIENCE = timedelta(hours=24)
 """How long the last report of a run, and of the session, is tried."""
@@ -140,6 +141,7 @@ class AgentSessionWorkflow:
         if writing is not None:
             writing.add_done_callback(partial(self._learn, current))
         self._reports = [report for report in self._reports if not report.done()] + [writing or self._report()]
+        await workflow.wait(self._reports[-1:], timeout=TOLD_PATIENCE_SECONDS)
 
     def _learn(self, ended: "_ExchangeExecution", done: "asyncio.Future[dict[str, Any] | None]") -> None:
         """Give up what a run has said that was deleted before its end was told, if nothing was built on it yet."""
@@ -504,7 +506,7 @@ class _ExchangeExecution(RunExecution):
         """Tell that the run's turn has come, and hear whether it was deleted meanwhile, unless the reporter is away."""
         self.report_progress()
         if self._reporting is not None:
-            await workflow.wait([self._reporting], timeout=BEGIN_PATIENCE_SECONDS)
+            await workflow.wait([self._reporting], timeout=TOLD_PATIENCE_SECONDS)
 
     def is_waited_for(self) -> None:
         """Another run waits for this one: should it have been deleted without a word, the answer to a report tells."""

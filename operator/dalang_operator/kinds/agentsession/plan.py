@@ -5,6 +5,7 @@ A  not begun          not asked                    start it, or say what it wait
 B  not begun, closed  missing                      Closed: it need not begin
 C  begun              not asked, or open           send runs in order, as many as may queue; end those that were cancelled
 D  changed            as C                         tell it, then note that it knows
+   busy               as C, not yet by us          have it report: a run of it may have been deleted meanwhile
 E  closed, or idle    as C                         see that a worker lets it end
 F  not closed         ended by its own decision    the status of its last report
 G  not closed         missing twice, or ended      SessionLost; it is never begun anew
@@ -99,6 +100,8 @@ class Observed:
     """Digest of the snapshot this process sent it last."""
     problem: str | None = None
     """Why the workflow's code fails, as the last sweep saw it."""
+    is_met: bool = False
+    """This process has sent it a run, or has had it report."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,14 @@ class Configure:
 
     workflow_id: str
     settings: contract.SessionSettings
+    request_id: str
+
+
+@dataclass(frozen=True)
+class ReportAgain:
+    """Have the workflow report, and so hear which of its runs were deleted while nobody watched."""
+
+    workflow_id: str
     request_id: str
 
 
@@ -180,6 +191,7 @@ Action = (
     | SendRun
     | CancelUnsent
     | Configure
+    | ReportAgain
     | TerminateWorkflow
     | WriteRun
     | WriteStatus
@@ -386,7 +398,10 @@ def _plan_runs(observed: Observed, session: Json, own: str, verdict: "Verdict | 
         return Plan((*cancelled, *_hold(observed, verdict)), verdict.again_after)
     if not observed.runs:
         return _plan_idle(observed, session)
-    return Plan((*cancelled, *_send(observed, session, own)))
+    meet: tuple[Action, ...] = ()
+    if _sent_to(observed, own) and not observed.is_met:
+        meet = (ReportAgain(own, f"report again {observed.now.isoformat()}"),)
+    return Plan((*meet, *cancelled, *_send(observed, session, own)))
 
 
 def _plan_idle(observed: Observed, session: Json) -> Plan:

@@ -10,6 +10,7 @@ from dalang_api.contract import (
     CANCEL_EXCHANGE_SIGNAL,
     CONFIGURE_SIGNAL,
     EXCHANGE_SIGNAL,
+    REPORT_AGAIN_SIGNAL,
     SESSION_WORKFLOW,
     CancelExchange,
     Wire,
@@ -25,6 +26,7 @@ from dalang_operator.kinds.agentsession.plan import (
     CloseIdle,
     Configure,
     Observed,
+    ReportAgain,
     SendRun,
     Settings,
     StartSession,
@@ -93,6 +95,8 @@ class SessionFacts:
     """Id of a session workflow → why its code fails."""
     snapshots: dict[str, str] = field(default_factory=dict)
     """Id of a session workflow → digest of the snapshot that this process sent it last."""
+    met: set[str] = field(default_factory=set)
+    """Ids of session workflows that this process has sent a run, or has had report."""
 
     def forget(self, workflow_id: str) -> None:
         """The session has ended or is gone."""
@@ -100,6 +104,7 @@ class SessionFacts:
         self.missing_since.pop(workflow_id, None)
         self.problems.pop(workflow_id, None)
         self.snapshots.pop(workflow_id, None)
+        self.met.discard(workflow_id)
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,10 @@ class SessionReconciler:
             if not is_closed(session):
                 observed = await self._observe_reach(observed, session)
             observed = replace(
-                observed, sent_snapshot=self.facts.snapshots.get(own), problem=self.facts.problems.get(own)
+                observed,
+                sent_snapshot=self.facts.snapshots.get(own),
+                problem=self.facts.problems.get(own),
+                is_met=own in self.facts.met,
             )
             if needs_look(session):
                 observed = await self._look(observed, own)
@@ -222,6 +230,9 @@ class SessionReconciler:
                 await self._signal(workflow_id, CANCEL_EXCHANGE_SIGNAL, message, f"cancel unsent {run.uid}")
             case Configure(workflow_id, settings, request_id):
                 await self._signal(workflow_id, CONFIGURE_SIGNAL, settings, request_id)
+            case ReportAgain(workflow_id, request_id):
+                await self._signal(workflow_id, REPORT_AGAIN_SIGNAL, None, request_id)
+                self.facts.met.add(workflow_id)
             case TerminateWorkflow(workflow_id, reason):
                 if await self.workflows.terminate(workflow_id, reason):
                     logger.info("AgentSession %s: workflow %s terminated: %s", observed.key, workflow_id, reason)
@@ -239,11 +250,12 @@ class SessionReconciler:
     async def _send(self, action: SendRun) -> None:
         exchange = action.exchange
         await self._signal(action.workflow_id, EXCHANGE_SIGNAL, exchange, f"exchange {exchange.run.uid}")
+        self.facts.met.add(action.workflow_id)
         if exchange.snapshot is not None:
             self.facts.snapshots[action.workflow_id] = exchange.snapshot_digest
         await self._write_run(action.run, action.status)
 
-    async def _signal(self, workflow_id: str, name: str, value: Wire, request_id: str) -> None:
+    async def _signal(self, workflow_id: str, name: str, value: Wire | None, request_id: str) -> None:
         await self.workflows.signal(workflow_id, name, value, request_id)
 
     async def _tell_failure(self, observed: Observed, error: TemporalError) -> None:
@@ -300,6 +312,6 @@ class SessionReconciler:
 
 def _workflow_of(action: Action) -> str | None:
     """Return the id of the workflow that an action signals."""
-    if isinstance(action, (SendRun, CancelUnsent, Configure)):
+    if isinstance(action, (SendRun, CancelUnsent, Configure, ReportAgain)):
         return action.workflow_id
     return None
