@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from dalang_api import process
+from dalang_api import contract, process
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 
@@ -68,7 +68,7 @@ async def run_parts(plane: ControlPlane, arguments: argparse.Namespace) -> dict[
             "history": lambda: history(cluster, temporal),
             "burst": lambda: burst(plane, cluster, temporal, arguments.burst),
             "memory": lambda: memory(plane, cluster, arguments.finished, arguments.live),
-            "approvals": lambda: approvals(plane, cluster, arguments.waiting),
+            "approvals": lambda: approvals(plane, cluster, temporal, arguments.waiting),
             "session": lambda: session(plane, cluster, temporal, arguments.exchanges),
         }
         for name in arguments.only:
@@ -263,7 +263,7 @@ async def memory(plane: ControlPlane, cluster: Cluster, finished: int, live: int
     }
 
 
-async def approvals(plane: ControlPlane, cluster: Cluster, waiting: int) -> dict[str, Any]:
+async def approvals(plane: ControlPlane, cluster: Cluster, temporal: Client, waiting: int) -> dict[str, Any]:
     """So many runs await approval, without a worker; then a hundred are approved at once, and a worker is woken for them."""
     agent = await cluster.prepare_approvals(ASKING_MODEL)
     names = [next(_names) for _ in range(waiting)]
@@ -283,14 +283,16 @@ async def approvals(plane: ControlPlane, cluster: Cluster, waiting: int) -> dict
     await asyncio.sleep(20)
     idle = plane.cost().since(cost)
 
-    async def decide(name: str) -> float:
-        decided = time.perf_counter()
+    async def decide(name: str) -> tuple[float, float, str]:
+        """Return when it was decided, as Unix time, the seconds until the run had ended, and its workflow."""
+        decided_at, decided = time.time(), time.perf_counter()
         await cluster.approve(name)
         seen, status = await cluster.finished(name)
         assert status["phase"] == "Succeeded", status
-        return seen - decided
+        return decided_at, seen - decided, status["workflow"]["id"]
 
-    seconds = await asyncio.gather(*(decide(name) for name in names[:DECIDED]))
+    decisions = await asyncio.gather(*(decide(name) for name in names[:DECIDED]))
+    to_call = [await call_ended(temporal, workflow_id) - decided_at for decided_at, _, workflow_id in decisions]
     return {
         "waiting": waiting,
         "allWaitAfterSeconds": round(all_wait, 1),
@@ -298,8 +300,26 @@ async def approvals(plane: ControlPlane, cluster: Cluster, waiting: int) -> dict
         "operatorPeakMiB": round(plane.memory_mib(peak=True)["operator"], 1),
         "operatorCpuMsPerSecondIdle": round(idle["operator"] * 1000 / 20, 1),
         "decided": DECIDED,
-        "decisionToFinished": {**quantiles(seconds), "p95Ms": round(statistics.quantiles(seconds, n=20)[18] * 1000, 1)},
+        "decisionToCall": quantiles(to_call),
+        "decisionToFinished": quantiles([seconds for _, seconds, _ in decisions]),
     }
+
+
+async def call_ended(temporal: Client, workflow_id: str) -> float:
+    """Return when a run's only tool call had been made, as Unix time."""
+    events = [event async for event in temporal.get_workflow_handle(workflow_id).fetch_history_events()]
+    scheduled = {
+        event.event_id: event.activity_task_scheduled_event_attributes.activity_type.name
+        for event in events
+        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED
+    }
+    [ended] = (
+        event.event_time.ToNanoseconds() / 1e9
+        for event in events
+        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED
+        and scheduled[event.activity_task_completed_event_attributes.scheduled_event_id] == contract.TOOL_ACTIVITY
+    )
+    return ended
 
 
 async def settle(plane: ControlPlane) -> float:
@@ -314,9 +334,10 @@ async def settle(plane: ControlPlane) -> float:
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
-    """Median and 99th percentile, in milliseconds."""
+    """Median, 95th and 99th percentile, in milliseconds."""
     return {
         "p50Ms": round(statistics.median(seconds) * 1000, 1),
+        "p95Ms": round(statistics.quantiles(seconds, n=20)[18] * 1000, 1),
         "p99Ms": round(statistics.quantiles(seconds, n=100)[98] * 1000, 1),
     }
 

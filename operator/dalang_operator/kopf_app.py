@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import kopf
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
+from pydantic_core import from_json, to_json
 
 from dalang_operator.kinds.intake import Intake
 from dalang_operator.kube.client import authorization, load_configuration, open_session
@@ -65,6 +67,16 @@ class NoProgress(kopf.ProgressStorage):
         return essence
 
 
+class NoMemories(ResourceMemories):
+    """Remembers nothing of objects: 2 KB for each of thousands, for daemons, indexes and memos that there are none of.
+
+    `kopf.operator` takes the container, but names its type in no public module.
+    """
+
+    async def recall(self, raw_body: Any, **_: Any) -> ResourceMemory:
+        return ResourceMemory()
+
+
 class SeldomRetries(logging.Filter):
     """Lets kopf's line for each attempt of each watch through once in 30 s of an outage."""
 
@@ -94,7 +106,8 @@ def make_settings() -> kopf.OperatorSettings:
     settings.networking.error_backoffs = Backoffs()
     settings.watching.chunk_size = 500
     settings.watching.reconnect_backoff = 0.2
-    settings.queueing.idle_timeout = 1.0
+    # Each object that changed has a task and a queue for this long, and at a start that is all of them at once.
+    settings.queueing.idle_timeout = 0.1
     settings.execution.default_backoff = 3.0  # of a login that failed
     settings.process.ultimate_exiting_timeout = None
     for watch in WATCHES:
@@ -138,7 +151,9 @@ def _register(registry: kopf.OperatorRegistry, intake: Intake, watch: Watch) -> 
 
     @kopf.on.event(watch.resource.group, watch.resource.version, watch.resource.plural, registry=registry, id=kind)
     async def on_event(event: Any, **_: Any) -> None:
-        obj: Json = event["object"]
+        # Parsed anew: the standard library, which kopf parses with, makes strings for the same few keys in each object. It
+        # takes 60 µs and halves what the cache weighs: 15 KB a waiting run with its AgentApproval.
+        obj: Json = from_json(to_json(event["object"]))
         if event["type"] == "DELETED":
             intake.removed(kind, obj)
         else:
@@ -153,6 +168,7 @@ async def run(settings: OperatorSettings, intake: Intake, stop: asyncio.Event, r
     await kopf.operator(
         registry=make_registry(settings, intake),
         settings=make_settings(),
+        memories=NoMemories(),
         clusterwide=not settings.watch_namespace,
         namespaces=settings.watch_namespace,
         standalone=True,

@@ -15,7 +15,7 @@ from dalang_api.contract import Catalogue
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import TemporalError
-from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+from temporalio.worker import PollerBehaviorAutoscaling, UnsandboxedWorkflowRunner, Worker
 
 from dalang_worker.activities.answer import check_answer
 from dalang_worker.activities.mcp import McpActivity
@@ -124,6 +124,9 @@ async def serve(settings: WorkerSettings, client: Client) -> AsyncIterator[None]
         ],
         max_concurrent_activities=settings.slots,
         max_cached_workflows=MAX_CACHED_WORKFLOWS,
+        # Of the default of five polls one is for workflows that nobody has cached. A pool that is woken for a hundred decisions
+        # has none cached, so the last of them waited for most runs to end before it began.
+        workflow_task_poller_behavior=PollerBehaviorAutoscaling(),
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,

@@ -10,6 +10,7 @@ from kubernetes.aio.client import Configuration
 
 async def test_a_burst_of_requests_shares_a_few_connections() -> None:
     at_once, most_at_once = 0, 0
+    all_that_may_come = asyncio.Event()
     connections: set[asyncio.BaseTransport] = set()
 
     async def answer(request: web.Request) -> web.Response:
@@ -18,8 +19,9 @@ async def test_a_burst_of_requests_shares_a_few_connections() -> None:
         connections.add(request.transport)
         at_once += 1
         most_at_once = max(at_once, most_at_once)
-        while most_at_once < CONNECTIONS:  # until all that may come at once have come
-            await asyncio.sleep(0)
+        if at_once == CONNECTIONS:
+            all_that_may_come.set()
+        await all_that_may_come.wait()
         at_once -= 1
         return web.json_response({"metadata": {"name": request.match_info["name"]}})
 

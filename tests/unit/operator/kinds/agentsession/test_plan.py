@@ -16,6 +16,7 @@ from dalang_operator.kinds.agentsession.plan import (
     CloseIdle,
     Configure,
     Observed,
+    ReportAgain,
     Plan,
     SendRun,
     Settings,
@@ -74,6 +75,7 @@ def observed(
     reach = with_model(find_reach(its_agent, found), name, found) if its_agent else None
     has_unsent = any("workflow" not in run["status"] for run in runs)
     snapshot = make_snapshot(reach, {}, INSTALLATION, "shop") if isinstance(reach, Reach) and has_unsent else None
+    facts.setdefault("is_met", True)
     return Observed(
         key=ObjectKey("shop", "chat"),
         settings=Settings(INSTALLATION),
@@ -205,6 +207,16 @@ def ended(reason: str) -> Json:
             observed(open_session(), sent_exchange("r0"), exchange()),
             [ACTIVE, ("send", "r1", {"snapshot", "queued"}, "Pending", "Queued", False), WAKE],
             id="C: while one is under way the next one queues",
+        ),
+        pytest.param(
+            observed(open_session(), sent_exchange("r0"), exchange(), is_met=False),
+            [
+                ACTIVE,
+                ReportAgain(ID, f"report again {NOW.isoformat()}"),
+                ("send", "r1", {"snapshot", "queued"}, "Pending", "Queued", False),
+                WAKE,
+            ],
+            id="C: a busy one that this process does not know reports: a run of it may have been deleted",
         ),
         pytest.param(
             observed(open_session(), exchange(cancel=True), exchange("r2")),
