@@ -74,6 +74,8 @@ APPROVAL_NOTE_MAX_CHARS = 256
 
 SESSION_TRANSCRIPT_BYTES = 512 * 1024
 """Beyond this, or beyond its `historySize`, a session's older messages are summarised before the next run's first turn."""
+SESSION_TRANSCRIPT_MAX_BYTES = 1024 * 1024
+"""Beyond this they are given up even where no summary can be written."""
 SESSION_QUEUE_MAX_RUNS = 200
 """The most runs a session's workflow is sent before it has ended them; more wait in the cluster."""
 SESSION_QUEUE_MAX_BYTES = 512 * 1024

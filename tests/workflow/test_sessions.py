@@ -325,7 +325,45 @@ async def test_a_conversation_goes_on_where_no_summary_can_be_written(world: "Wo
         )
         for number in range(4):
             last = await session.ask(f"say {number}")
-    assert (last.phase, (await session.asked())[-1][0]) == ("Succeeded", ("user", "say 2"))
+        assert (last.phase, (await session.asked())[-1][0]) == ("Succeeded", ("user", "say 0"))
+        await world.script({"text": "They talked."}, name=writer, loop=True, summarises=True)
+        last = await session.ask("say 4")
+    assert last.session is not None
+    assert last.session.summary == "They talked."
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_a_run_that_is_too_long_for_the_model_by_itself_takes_nothing_away(
+    world: "World", *, enabled: bool
+) -> None:
+    words = {"message": "maximum context length is 8 tokens", "code": "context_length_exceeded"}
+    async with world.serving():
+        talker = await world.script(ECHO, loop=True)
+        writer = await world.script({"text": "They talked."}, loop=True, summarises=True)
+        session = await world.start_session(
+            models=[world.model("gpt", talker), world.model("writer", writer)],
+            settings={"summary_model": "writer", "summary_enabled": enabled},
+        )
+        await session.ask("I am Ada")
+        await world.script(name=talker, alwaysError={"status": 400, "body": {"error": words}})
+        assert (await session.ask("x" * 30_000)).reason == "ContextLength"
+        await world.script(ECHO, name=talker, loop=True)
+        assert (await session.ask("Who am I?")).output == "2: Who am I?"
+    assert (await session.asked())[-1][0] == ("user", "I am Ada")
+
+
+async def test_an_outage_of_the_model_takes_nothing_away(world: "World") -> None:
+    async with world.serving():
+        talker = await world.script(ECHO, loop=True)
+        session = await world.start_session(models=[world.model("gpt", talker)], settings={"history_size": 4})
+        for number in range(3):
+            await session.ask(f"say {number}")
+        await world.script(name=talker, alwaysError={"status": 401})
+        assert (await session.ask("say 3")).phase == "Failed"
+        await world.script(ECHO, name=talker, loop=True)
+        last = await session.ask("say 4")
+    assert last.session is not None
+    assert "say 0" in (last.session.summary or "")
 
 
 async def test_a_conversation_too_long_for_the_model_is_summarised_once_and_sent_again(world: "World") -> None:
@@ -368,6 +406,18 @@ async def test_a_closed_session_ends_the_run_under_way_and_refuses_the_queued(wo
     assert result.closed_at is not None
 
 
+async def test_a_run_whose_end_got_lost_can_be_cancelled(world: "World") -> None:
+    async with world.serving():
+        session = await world.start_session(ECHO, loop=True)
+        run = await session.send("forgotten")
+        await session.ended(run)
+        world.reported.clear()
+        await session.cancel(run)
+        again = await session.ended(run)
+        assert (again.phase, again.message) == ("Cancelled", "Cancelled; its session had ended it before")
+        assert (await session.ask("Do you remember?")).output == "2: Do you remember?"
+
+
 async def test_an_idle_session_closes_by_itself(world: "World") -> None:
     async with world.serving():
         session = await world.start_session(ECHO, loop=True, settings={"idle_timeout_seconds": 3600.0})
@@ -386,6 +436,21 @@ async def test_a_session_cancelled_in_temporal_closes(world: "World") -> None:
         result = await session.handle.result()
     assert (await session.ended(run)).phase == "Cancelled"
     assert result.closed_message == "Its workflow was cancelled in Temporal"
+
+
+async def test_a_session_cancelled_in_temporal_while_the_reporter_is_away_closes(world: "World") -> None:
+    world.reporter_open.clear()
+    async with world.serving():
+        session = await world.start_session(ECHO, loop=True)
+        run = await session.send("hello")
+        await world.eventually(lambda: any(report.run == run for report in world.reporting))
+        await session.handle.cancel()
+        world.reporter_open.set()
+        result = await session.handle.result()
+    assert ((await session.ended(run)).phase, result.closed_message) == (
+        "Succeeded",
+        "Its workflow was cancelled in Temporal",
+    )
 
 
 # ── Continuing as new, and what is lost on the way ─────────────────────────────────────────────────────────────────

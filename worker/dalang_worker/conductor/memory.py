@@ -11,6 +11,18 @@ from dalang_worker.conductor.budget import Budget
 from dalang_worker.conductor.thread import CORRECTOR, Thread
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A conversation as a run has found it."""
+
+    thread: Thread
+    count: int
+    """Of the thread's messages; it may have grown since."""
+    summary: str | None
+    agent: str
+    context: dict[str, Any]
+
+
 @dataclass
 class Memory:
     """A conversation: what was said, what it is known by where that was given up, and who holds it."""
@@ -40,15 +52,24 @@ class Memory:
         threads = state.threads + 1
         return cls(_thread(threads, state.messages), session.agent, context, state.summary, threads, budget)
 
-    def is_as_before(self, count: int) -> None:
-        """Give up what was said after the first `count` messages; the run that said it failed.
+    def checkpoint(self) -> Checkpoint:
+        """Return the conversation as it is."""
+        return Checkpoint(self.thread, len(self.thread.messages), self.summary, self.agent, self.context)
+
+    def restore(self, found: Checkpoint) -> None:
+        """Leave the conversation as it was: the run that went on with it failed.
 
         In a thread anew, so that the run's own, which its report is made of, stays whole.
         """
-        if len(self.thread.messages) > count:
-            self._replace(self.thread.messages[:count])
+        self.summary, self.agent, self.context = found.summary, found.agent, found.context
+        if self.thread is not found.thread or len(self.thread.messages) > found.count:
+            self._replace(found.thread.messages[: found.count])
 
-    def is_known_by(self, summary: str | None, count: int) -> None:
+    def take_back(self) -> None:
+        """Give up the last message."""
+        self._replace(self.thread.messages[:-1])
+
+    def shorten(self, count: int, summary: str | None) -> None:
         """Give up the first `count` messages for a summary; None where there is none, not even an earlier one."""
         self.summary = summary
         kept = self.thread.messages[count:]
@@ -84,6 +105,11 @@ def too_many(thread: Thread, settings: SessionSettings) -> int:
     if last == 1 and not _is_users(thread.messages[0]):
         return 0  # all that is left is the last run, and the summary of what was before it
     return last if sum(sizes[last:]) <= contract.SESSION_TRANSCRIPT_BYTES else count
+
+
+def must_shorten(thread: Thread) -> bool:
+    """Return whether a thread is so large that its oldest messages are given up even where no summary can be written."""
+    return sum(thread.sizes) > contract.SESSION_TRANSCRIPT_MAX_BYTES
 
 
 def _is_users(message: Message) -> bool:

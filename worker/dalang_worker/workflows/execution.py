@@ -103,6 +103,9 @@ class Ended:
 class RunExecution:
     """One run under way."""
 
+    report_patience = timedelta(hours=24)
+    """How long the last report is tried; then the sweep finds a workflow that has ended without its run's saying so."""
+
     def __init__(self, run: RunInput, state: RunState, target: WorkflowTarget) -> None:
         """Take a run up; `target` names the AgentRun."""
         self._run = run
@@ -360,7 +363,7 @@ class RunExecution:
         """
         self._has_ended = True
         report = self.report(phase, reason, message, answer=answer, finished_at=workflow.now())
-        return Ended(report.model_copy(update={"messages": []}), self._start_report(report, timedelta(hours=24)))
+        return Ended(report.model_copy(update={"messages": []}), self._start_report(report, self.report_patience))
 
     def end_untold(self, phase: Phase, reason: Reason, message: str) -> Ended:
         """End without a word: the AgentRun was deleted."""

@@ -38,7 +38,7 @@ with workflow.unsafe.imports_passed_through():
     from dalang_api.v1alpha1.conditions import Phase, Reason
 
     from dalang_worker.conductor.budget import RunFailed
-    from dalang_worker.conductor.memory import Memory, state_of, too_many
+    from dalang_worker.conductor.memory import Memory, must_shorten, state_of, too_many
     from dalang_worker.conductor.report import context_texts, recent_messages, timestamp
     from dalang_worker.conductor.state import Answer, RunState
     from dalang_worker.workflows.execution import (
@@ -56,8 +56,10 @@ TOLD_PATIENCE_SECONDS = 5.0
 """How long a run waits until the end of the one before is written, and where it was queued its own begin: the answer tells
 of a run that was deleted. With the operator away no run is held up for longer."""
 WAITED_FOR_INTERVAL = timedelta(seconds=10)
-REPORT_PATIENCE = timedelta(hours=24)
-"""How long the last report of a run, and of the session, is tried."""
+REPORT_PATIENCE = timedelta(days=30)
+"""How long the last report of a run, and of the session, is tried. A run of its own that could not tell its end is found by the
+sweep, since its workflow has ended; that of a session goes on."""
+CANCELLED_IN_TEMPORAL = "Its workflow was cancelled in Temporal"
 
 
 @workflow.defn(name=contract.SESSION_WORKFLOW)
@@ -106,7 +108,7 @@ class AgentSessionWorkflow:
                 seconds = self.settings.idle_timeout_seconds or 0
                 self._close_because(f"No run came within idleTimeout, {seconds:g}s")
             except asyncio.CancelledError:
-                self._close_because("Its workflow was cancelled in Temporal")
+                self._close_because(CANCELLED_IN_TEMPORAL)
         return self.settings.closed is None
 
     def _idle_left(self) -> timedelta | None:
@@ -126,14 +128,14 @@ class AgentSessionWorkflow:
             return
         current = self._current = _ExchangeExecution(self, exchange, snapshot)
         if exchange.queued:
-            await current.report_begin()
+            await self._until_told(current.report_begin())
         task = current.start()
         while not task.done():
             try:
                 await asyncio.shield(task)
             except asyncio.CancelledError:
                 if not task.done():
-                    self._close_because("Its workflow was cancelled in Temporal")
+                    self._close_because(CANCELLED_IN_TEMPORAL)
                     current.cancel()
         self._current = None
         self._idle_since = timestamp(workflow.now())
@@ -141,7 +143,14 @@ class AgentSessionWorkflow:
         if writing is not None:
             writing.add_done_callback(partial(self._learn, current))
         self._reports = [report for report in self._reports if not report.done()] + [writing or self._report()]
-        await workflow.wait(self._reports[-1:], timeout=TOLD_PATIENCE_SECONDS)
+        await self._until_told(self._reports[-1])
+
+    async def _until_told(self, report: "ReportHandle | None") -> None:
+        """Wait until a report is written, and with it is known whether its run was deleted; the reporter may be away."""
+        try:
+            await workflow.wait([report] if report else [], timeout=TOLD_PATIENCE_SECONDS)
+        except asyncio.CancelledError:
+            self._close_because(CANCELLED_IN_TEMPORAL)
 
     def _learn(self, ended: "_ExchangeExecution", done: "asyncio.Future[dict[str, Any] | None]") -> None:
         """Give up what a run has said that was deleted before its end was told, if nothing was built on it yet."""
@@ -178,7 +187,7 @@ class AgentSessionWorkflow:
         """Continue as new, if what is to be carried is not too much, as after a very long run; then after the next."""
         await self._all_reported()
         carried = self._carried()
-        if _weight(carried) <= contract.SESSION_CARRY_MAX_BYTES:
+        if _weight(carried) <= contract.SESSION_CARRY_MAX_BYTES and not self.settings.closed:
             workflow.continue_as_new(carried)
 
     def _carried(self) -> SessionInput:
@@ -223,8 +232,14 @@ class AgentSessionWorkflow:
             return
         queued = [exchange for exchange in self._queue if exchange.run.uid == uid]
         self._queue = [exchange for exchange in self._queue if exchange.run.uid != uid]
-        if (queued or self._sees(cancel.run)) and not cancel.deleted:
+        is_new = self._sees(cancel.run)
+        if cancel.deleted:
+            return
+        if queued or is_new:
             self._end_unbegun(cancel.run, Phase.CANCELLED, Reason.CANCELLED, "Cancelled before its turn came")
+        elif all(report.done() for report in self._reports):
+            # Else its end is still to be written; so this changes nothing but a status that would say Running for ever.
+            self._tell_end(cancel.run, Phase.CANCELLED, Reason.CANCELLED, "Cancelled; its session had ended it before")
 
     @workflow.signal(name=contract.CONFIGURE_SIGNAL)
     def configure(self, settings: SessionSettings) -> None:
@@ -328,8 +343,12 @@ class AgentSessionWorkflow:
         )
 
     def _end_unbegun(self, run: RunIdentity, phase: Phase, reason: Reason, message: str) -> None:
-        """Report the end of a run that never began."""
+        """End a run that never began."""
         self.has_ended(run, phase)
+        self._tell_end(run, phase, reason, message)
+
+    def _tell_end(self, run: RunIdentity, phase: Phase, reason: Reason, message: str) -> None:
+        """Report the end of a run of which no more is known."""
         seq, now, info = self.next_seq(), timestamp(workflow.now()), workflow.info()
         report = RunReport.model_validate(
             {
@@ -364,6 +383,7 @@ class AgentSessionWorkflow:
             try:
                 await asyncio.shield(self._reports[0])
             except asyncio.CancelledError:
+                self._close_because(CANCELLED_IN_TEMPORAL)
                 continue
             except ActivityError:
                 workflow.logger.exception("a report could not be written")
@@ -372,6 +392,8 @@ class AgentSessionWorkflow:
 
 class _ExchangeExecution(RunExecution):
     """A run of a session: it goes on with what was said before, and tells of the session, too."""
+
+    report_patience = REPORT_PATIENCE
 
     def __init__(self, session: AgentSessionWorkflow, exchange: Exchange, snapshot: Snapshot) -> None:
         memory = session.memory
@@ -383,7 +405,8 @@ class _ExchangeExecution(RunExecution):
         self._left = memory.thread
         """The conversation as the run has left it."""
         self._has_begun = self._is_cancelled = self._is_deleted = False
-        self._found = (memory.agent, memory.context)
+        self._found = memory.checkpoint()
+        """What a run that fails leaves."""
         known = {agent.name for agent in snapshot.agents}
         run = RunInput(
             agent=memory.agent if memory.agent in known else exchange.agent,
@@ -430,7 +453,8 @@ class _ExchangeExecution(RunExecution):
             raise asyncio.CancelledError
         if problem := contract.context_problem(self.state.main.context):
             raise RunFailed(Reason.INVALID_SPEC, f"spec.context and the session's context variables: {problem}")
-        await self._shorten(too_many(self._session.memory.thread, self._session.settings))
+        await self._make_room()
+        self._before = len(self.state.main.thread.messages)
         for message in self._exchange.messages:
             self.state.main.thread.append(message)
         try:
@@ -438,22 +462,31 @@ class _ExchangeExecution(RunExecution):
         except RunFailed as failed:
             if failed.reason is not Reason.CONTEXT_LENGTH or not self._before:
                 raise
-        memory = self._session.memory
+            too_long = failed
+        memory, summary = self._session.memory, None
+        if self._session.settings.summary_enabled and (summary := await self._summary(self._before)) is None:
+            raise too_long
         if memory.thread.messages[-1].role == "assistant":  # what it said before it had no more room
-            memory.is_as_before(len(memory.thread.messages) - 1)
-        await self._shorten(self._before)
+            memory.take_back()
+        self._shorten(self._before, summary or memory.summary)
         return await super().answer()
 
-    async def _shorten(self, count: int) -> None:
-        """Give up the oldest messages for a summary."""
+    async def _make_room(self) -> None:
+        """Give up the oldest messages for a summary, where there are too many; without one they are kept while they may be."""
+        memory, settings = self._session.memory, self._session.settings
+        count = too_many(memory.thread, settings)
         if not count:
             return
+        written = await self._summary(count) if settings.summary_enabled else None
+        if settings.summary_enabled and written is None and not must_shorten(memory.thread):
+            return
+        self._shorten(count, written or memory.summary)
+        if written or not settings.summary_enabled:
+            self._found = memory.checkpoint()  # it was paid for, and is as good as what it stands for
+
+    def _shorten(self, count: int, summary: str | None) -> None:
         memory = self._session.memory
-        summary = memory.summary
-        if self._session.settings.summary_enabled:
-            summary = await self._summary(count) or summary
-        self._before -= count - (1 if summary else 0)
-        memory.is_known_by(summary, count)
+        memory.shorten(count, summary)
         self.state.main.thread = memory.thread
         self.state.threads[memory.thread.name] = memory.thread
 
@@ -502,11 +535,10 @@ class _ExchangeExecution(RunExecution):
 
     # ── Reports ──
 
-    async def report_begin(self) -> None:
-        """Tell that the run's turn has come, and hear whether it was deleted meanwhile, unless the reporter is away."""
+    def report_begin(self) -> "ReportHandle | None":
+        """Tell that the run's turn has come; the answer says whether it was deleted meanwhile."""
         self.report_progress()
-        if self._reporting is not None:
-            await workflow.wait([self._reporting], timeout=TOLD_PATIENCE_SECONDS)
+        return self._reporting
 
     def is_waited_for(self) -> None:
         """Another run waits for this one: should it have been deleted without a word, the answer to a report tells."""
@@ -516,10 +548,9 @@ class _ExchangeExecution(RunExecution):
     def undo(self) -> bool:
         """Leave the conversation as it was before this run; return False where another has gone on with it."""
         memory = self._session.memory
-        if memory.thread is not self._left or len(memory.thread.messages) == self._before:
+        if memory.thread is not self._left:
             return False
-        memory.agent, memory.context = self._found
-        memory.is_as_before(self._before)
+        memory.restore(self._found)
         return True
 
     def end(self, phase: Phase, reason: Reason, message: str, answer: Answer | None = None) -> Ended:
@@ -528,7 +559,7 @@ class _ExchangeExecution(RunExecution):
         if phase is Phase.SUCCEEDED:
             memory.agent, memory.context = self.state.agent, self.state.main.context
         else:
-            memory.is_as_before(self._before)
+            memory.restore(self._found)
         self._left = memory.thread
         memory.budget.add(self.state.budget)
         self._session.has_ended(self._exchange.run, phase)

@@ -86,32 +86,38 @@ def memory() -> Memory:
 
 def test_a_failed_run_is_given_up_in_a_thread_anew() -> None:
     made = memory()
+    found = made.checkpoint()
+    made.context = {}
+    for letter in "ua":
+        made.thread.append(message(letter))
+    made.shorten(2, "They met.")
     said = made.thread
-    made.is_as_before(2)
-    assert (len(made.thread.messages), len(said.messages)) == (2, 4)
+    made.restore(found)
+    assert (len(made.thread.messages), len(said.messages)) == (4, 5)
+    assert (made.summary, made.context) == (None, {"plan": "gold"})
     assert made.thread.name != said.name
-    assert made.thread.digest(2) == said.digest(2)
+    assert made.thread.digest(4) == found.thread.digest(4)
 
 
 def test_a_run_that_said_nothing_leaves_the_thread() -> None:
     made = memory()
     said = made.thread
-    made.is_as_before(4)
+    made.restore(made.checkpoint())
     assert made.thread is said
 
 
 def test_a_summary_stands_before_what_is_kept() -> None:
     made = memory()
-    made.is_known_by("They met.", 2)
+    made.shorten(2, "They met.")
     assert [each.text() for each in made.thread.messages] == [f"{contract.SUMMARY_HEADING}\nThey met.", "x", "x"]
     assert (made.summary, made.thread.messages[0].sender) == ("They met.", "dalang")
-    made.is_known_by(None, 3)
+    made.shorten(3, None)
     assert made.thread.messages == []
 
 
 def test_what_is_carried_comes_back() -> None:
     made = memory()
-    made.is_known_by("They met.", 2)
+    made.shorten(2, "They met.")
     made.budget.add(
         Budget(contract.LimitSettings(), input_tokens=7, output_tokens=3, cost_usd=Decimal("0.002"), is_priced=False)
     )
