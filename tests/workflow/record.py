@@ -382,7 +382,7 @@ async def test_session_continued(world: "World", monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(contract, "SESSION_CONTINUE_BYTES", 20_000)
     async with world.serving():
         session = await world.start_session({"text": "{{n}}"}, loop=True)
-        for number in range(6):
+        for number in range(9):
             await session.ask(f"say {number}")
         await save_session(session, "session-continued")
 
