@@ -750,7 +750,7 @@ class ReportResult(Wire):
 
     approvals: dict[str, str] | None = None
     gone: bool | None = None
-    """The AgentRun was deleted, so that nobody waits for it any more."""
+    """Nobody waits for the AgentRun any more: it was deleted or, though its session goes on with it, ended by the controller."""
 
 
 class Decision(Wire):

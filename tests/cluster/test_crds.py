@@ -784,6 +784,15 @@ def test_taken(kind: type[Resource], spec: object, objects: "Objects") -> None:
         ),
         pytest.param(
             AgentSchedule,
+            at(cron=["0 2 * * MON#1"]),
+            [
+                "spec.schedule.cron: Invalid value: cron knows no #; the first Monday of a month is dayOfMonth 1-7 and "
+                "dayOfWeek 1 in calendars"
+            ],
+            id="the first Monday in cron, which Temporal would take for every Monday",
+        ),
+        pytest.param(
+            AgentSchedule,
             at(intervals=[{"every": "999ms"}]),
             ["spec.schedule.intervals[0].every: Invalid value: every must be at least 1s"],
             id="more often than every second",

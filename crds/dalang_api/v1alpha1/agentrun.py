@@ -247,6 +247,9 @@ class AgentRunStatus(ApiModel):
     `kubectl wait --for=jsonpath='{.status.finishedAt}' agentrun/NAME`."""
     workflow: WorkflowReference | None = None
     """The Temporal workflow that carries the run out."""
+    order: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] | None = None
+    """Place among the runs of its session that were created within the same second; there while it waits for something that
+    the session lacks. It is the resourceVersion with which the run was created."""
 
 
 class AgentRun(Resource):

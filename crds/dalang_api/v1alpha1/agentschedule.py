@@ -15,6 +15,7 @@ from dalang_api.v1alpha1.schema import (
     Timestamp,
     list_map,
     pending_conditions,
+    readable,
     rule,
     rules,
 )
@@ -23,7 +24,8 @@ CalendarField = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[0
 """A part of a calendar entry: `*`, a value, a range `9-17`, steps `*/15`, or several of them with commas."""
 
 CRON = r"^(@(yearly|annually|monthly|weekly|daily|midnight|hourly)|[^@ ]+( +[^ ]+){4})$"
-"""Five fields, or a word for them. Temporal would also read six fields, as no other cron does: the sixth is a year."""
+"""Five fields, or a word for them. Temporal would also read six fields, as no other cron does: the sixth is a year. And it
+takes what follows `#` for a comment, so that `MON#1`, elsewhere the first Monday, would be every Monday."""
 
 LABEL_KEY = (
     r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
@@ -40,9 +42,15 @@ class Interval(ApiModel):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            rule("duration(self.every) >= duration('1s')", "every must be at least 1s", field_path=".every"),
             rule(
-                "!has(self.offset) || duration(self.offset) < duration(self.every)",
+                readable("self.every") + "duration(self.every) >= duration('1s')",
+                "every must be at least 1s",
+                field_path=".every",
+            ),
+            rule(
+                "!has(self.offset) || "
+                + readable("self.offset", "self.every")
+                + "duration(self.offset) < duration(self.every)",
                 "offset must be shorter than every",
                 field_path=".offset",
             ),
@@ -106,7 +114,13 @@ class Times(ApiModel):
                 field_path=".cron",
             ),
             rule(
-                f"!has(self.cron) || self.cron.all(entry, entry.contains('TZ=') || entry.matches('{CRON}'))",
+                "!has(self.cron) || !self.cron.exists(entry, entry.contains('#'))",
+                "cron knows no #; the first Monday of a month is dayOfMonth 1-7 and dayOfWeek 1 in calendars",
+                field_path=".cron",
+            ),
+            rule(
+                "!has(self.cron) || self.cron.all(entry, entry.contains('TZ=') || entry.contains('#') || "
+                f"entry.matches('{CRON}'))",
                 "an entry of cron has five fields, such as 0 9 * * 1-5, or is one of @hourly, @daily, @weekly, @monthly and "
                 "@yearly; intervals has every so often, calendars has seconds and years",
                 field_path=".cron",
@@ -211,7 +225,9 @@ class AgentScheduleSpec(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
-                "!has(self.catchUpWindow) || duration(self.catchUpWindow) >= duration('10s')",
+                "!has(self.catchUpWindow) || "
+                + readable("self.catchUpWindow")
+                + "duration(self.catchUpWindow) >= duration('10s')",
                 "catchUpWindow must be at least 10s",
                 field_path=".catchUpWindow",
             ),

@@ -18,6 +18,7 @@ from dalang_api.v1alpha1.schema import (
     Timestamp,
     immutable_except,
     pending_conditions,
+    readable,
     rule,
     rules,
 )
@@ -50,7 +51,9 @@ class AgentSessionSpec(ApiModel):
                 field_path=".context",
             ),
             rule(
-                "!has(self.idleTimeout) || duration(self.idleTimeout) >= duration('1s')",
+                "!has(self.idleTimeout) || "
+                + readable("self.idleTimeout")
+                + "duration(self.idleTimeout) >= duration('1s')",
                 "idleTimeout must be at least 1s",
                 field_path=".idleTimeout",
             ),

@@ -56,7 +56,8 @@ class Reason(StrEnum):
     MODEL_NOT_FOUND = "ModelNotFound"
     """Agent Ready=False, AgentRun Succeeded=Unknown: no AgentModel of that name. Apply it; what waits goes on."""
     POOL_NOT_FOUND = "PoolNotFound"
-    """Agent Ready=False, AgentRun Succeeded=Unknown: no AgentPool of that name (only `default` is made by itself)."""
+    """Agent Ready=False, AgentRun Succeeded=Unknown: no AgentPool of that name (only `default` is made by itself). AgentSession
+    Ready=False: the one it began in is gone; apply it again."""
     TOOL_NOT_FOUND = "ToolNotFound"
     """Agent Ready=False: the pool's modules register no function, or instruction function, of that name."""
     SERVER_NOT_FOUND = "ServerNotFound"
@@ -173,6 +174,8 @@ class Reason(StrEnum):
     INVALID_TEMPLATE = "InvalidTemplate"
     """AgentSchedule Ready=False, Stalled=True: the API server would refuse such an AgentRun; the message has its words. Nothing
     is scheduled."""
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    """AgentSchedule Ready=False, and Event: a ResourceQuota allows no further AgentRun; those that are due are created when it does."""
     SCHEDULE_FAILED = "ScheduleFailed"
     """AgentSchedule Ready=False: Temporal could not be reached; it is tried again."""
     DRIFT_CORRECTED = "DriftCorrected"

@@ -112,6 +112,12 @@ Name = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_SUBDOMAIN)]
 Duration = Annotated[str, Field(max_length=32, pattern=r"^([0-9]{1,5}(h|m|s|ms)){1,4}$")]
 """A duration in the grammar of GEP-2257, such as `90s` or `1h30m`."""
 
+
+def readable(*fields: str) -> str:
+    """Return the beginning of a CEL rule that reads durations: it holds where one has not the pattern, which is told anyway."""
+    return "".join(f"!{field}.matches('^([0-9]+(h|ms|m|s))+$') || " for field in fields)
+
+
 Decimal = Annotated[str, Field(max_length=24, pattern=r"^[0-9]{1,12}(\.[0-9]{1,9})?$")]
 """A decimal number as a string, since the API conventions forbid floats."""
 
