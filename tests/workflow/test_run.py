@@ -49,6 +49,8 @@ async def test_a_run_answers_with_one_model_call_and_one_report(world: "World") 
         "tools_failure": None,
         "pending_approvals": None,
         "ended_approvals": None,
+        "run": None,
+        "session": None,
     }
     assert run.reports == [ended.report]
     assert await run.conversations() == [
