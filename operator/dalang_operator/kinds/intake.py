@@ -7,8 +7,9 @@ What wakes a kind, besides its own objects:
     AgentPool    its Agents, also one that leaves, the AgentModels of those and of its retrievers (Secrets, tokens), its Deployment,
                  the ConfigMaps of `toolsFrom`, a run that starts, the last run that ends
     AgentRun     while it waits: every Agent it can reach, their AgentModels, AgentPools (as above) and ConfigMaps
-    AgentSession   every Agent its own can reach, their AgentModels, the summary's, AgentPools (as above) and ConfigMaps; its
-                 AgentRuns until they are sent, and when they end
+    AgentSession   every Agent its own can reach, their AgentModels, the summary's, AgentPools (as above) and ConfigMaps; the
+                 AgentPool it began in, when that comes or goes; its AgentRuns until they are sent, and when they end, and
+                 always while it is not there itself
     AgentSchedule  its AgentRuns when they appear, end or are deleted
     AgentApproval  the AgentRun that waits for it, whenever it reports or leaves the watch
 
@@ -181,8 +182,8 @@ def wakes(cache: Cache, kind: str, obj: Json, before: Json | None = None) -> Ite
     elif kind == "AgentSession" and (before is None or _told_by_session(before) != _told_by_session(obj)):
         for name in _pools_of_session(cache, obj):
             yield Wake("AgentPool", ObjectKey(key.namespace, name))
-    elif kind == "AgentPool" and (before is None or _told_by_pool(before) != _told_by_pool(obj)):
-        yield from _agents_and_runs(cache, cache.agents.by("pool", key.namespace, key.name))
+    elif kind == "AgentPool":
+        yield from _of_pool(cache, obj, before)
     elif kind == "AgentModel":
         yield from _of_model(cache, key)
 
@@ -192,8 +193,20 @@ def _of_run(cache: Cache, run: Json) -> Iterator[Wake]:
     asked = [*pending_approvals(run), *(found.name for found in cache.approvals.by("run", *key))]
     for name in dict.fromkeys(asked):
         yield Wake("AgentApproval", ObjectKey(key.namespace, name))
-    if session_name is not None and (not is_started(run) or cache.runs.get(key) is None):
-        yield Wake("AgentSession", ObjectKey(key.namespace, session_name))
+    if session_name is None:
+        return
+    session_key = ObjectKey(key.namespace, session_name)
+    if not is_started(run) or cache.runs.get(key) is None or cache.sessions.get(session_key) is None:
+        yield Wake("AgentSession", session_key)
+
+
+def _of_pool(cache: Cache, pool: Json, before: Json | None) -> Iterator[Wake]:
+    key = key_of(pool)
+    if before is None or _told_by_pool(before) != _told_by_pool(pool):
+        yield from _agents_and_runs(cache, cache.agents.by("pool", key.namespace, key.name))
+    if before is None:
+        for session_key in cache.sessions.by("pool", key.namespace, key.name):
+            yield Wake("AgentSession", session_key)
 
 
 def _of_model(cache: Cache, key: ObjectKey) -> Iterator[Wake]:

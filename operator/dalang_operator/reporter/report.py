@@ -56,7 +56,8 @@ def refusal(
     if not _is_exchange_of(session, run):
         return "not_ours"
     if is_finished(run):
-        return "finished"
+        is_from_report = report.finished_at is not None or report.seq < report_seq(run)
+        return "finished" if session is None or is_from_report else "ended_by_controller"
     if report.seq <= report_seq(run):
         return "older"
     return None
@@ -130,7 +131,7 @@ class RunReporter:
             REPORTS.labels("error").inc()
             raise retryable(error) from error
         REPORTS.labels(outcome).inc()
-        is_gone = session is not None and outcome in {"deleted", "another_uid"}
+        is_gone = session is not None and outcome in {"deleted", "another_uid", "ended_by_controller"}
         return ReportResult(approvals=asked, gone=is_gone or None)
 
     async def _write(

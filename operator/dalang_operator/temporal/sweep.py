@@ -145,7 +145,10 @@ class Sweep:
                     self.wake_run(run_key)
 
     async def _find_orphans(self, begin: datetime) -> None:
-        """Compare open workflows with runs, both ways: workflows without a run, and runs without a workflow."""
+        """Compare open workflows with runs, both ways: workflows without a run, and runs without a workflow.
+
+        A session that is gone and has runs under way is its reconcile's to close.
+        """
         open_count, open_uids, unknown = 0, set[str](), dict[str, ListedWorkflow]()
         async for listed in self.workflows.list(f"{self._ours()} AND ExecutionStatus = 'Running'"):
             target = self._target(listed)
@@ -153,9 +156,14 @@ class Sweep:
                 continue
             open_count += 1
             open_uids.add(target.suffix)
-            has_object = self._has_session(listed) if listed.workflow_type == SESSION_WORKFLOW else self._cached(listed)
-            if not has_object:
-                unknown[listed.workflow_id] = listed
+            is_session = listed.workflow_type == SESSION_WORKFLOW
+            if self._has_session(target) if is_session else self._cached(listed):
+                continue
+            if is_session and self._has_runs(listed.workflow_id, target):
+                SWEEP_FINDINGS.labels("orphan_with_runs").inc()
+                self.wake_session(ObjectKey(target.namespace, target.name))
+                continue
+            unknown[listed.workflow_id] = listed
         self._doubt_runs_without(open_uids, begin)
         self._doubt_sessions_without(open_uids, begin)
         patience = SECOND_LOOK_AFTER * self.interval
@@ -194,22 +202,22 @@ class Sweep:
         del self.suspects[listed.workflow_id]
         return False
 
-    def _has_session(self, listed: ListedWorkflow) -> bool:
-        """Return whether a session's workflow has its object, or a run under way that is left to end."""
-        target = parse_workflow_id(listed.workflow_id)
-        key = ObjectKey(target.namespace, target.name)
-        session = self.cache.sessions.get(key)
-        if session is not None and uid_of(session) == target.suffix:
-            return True
-        sent_to = (run.get("status", {}).get("workflow", {}).get("id") for run in self.cache.runs_of_session(key))
-        return listed.workflow_id in sent_to
+    def _has_session(self, target: WorkflowTarget) -> bool:
+        """Return whether the cache has the object of a session's workflow."""
+        session = self.cache.sessions.get(ObjectKey(target.namespace, target.name))
+        return session is not None and uid_of(session) == target.suffix
+
+    def _has_runs(self, workflow_id: str, target: WorkflowTarget) -> bool:
+        """Return whether runs that were sent to a session's workflow have not ended."""
+        runs = self.cache.runs_of_session(ObjectKey(target.namespace, target.name))
+        return any(run.get("status", {}).get("workflow", {}).get("id") == workflow_id for run in runs)
 
     def _doubt_session(self, listed: ListedWorkflow) -> None:
         """Have a session looked at whose workflow has ended, and not only gone on in another execution."""
         target = self._target(listed)
         if target is None or not listed.state.is_closed:
             return
-        if self._has_session(listed):
+        if self._has_session(target) or self._has_runs(listed.workflow_id, target):
             SWEEP_FINDINGS.labels("ended").inc()
             self.session_facts.doubtful.add(listed.workflow_id)
             self.wake_session(ObjectKey(target.namespace, target.name))

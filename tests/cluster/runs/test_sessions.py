@@ -72,9 +72,9 @@ def test_a_conversation_remembers_and_tells(mall: "Shop") -> None:
 
 
 def test_a_run_waits_for_its_session(mall: "Shop") -> None:
-    run = Session(mall, "patient").say("patient-1", "hello")
-    assert "There is no AgentSession patient in namespace mall" in run.waits("SessionNotFound")
-    open_session(mall, "patient")
+    run = Session(mall, "late-opened").say("late-opened-1", "hello")
+    assert "There is no AgentSession late-opened in namespace mall" in run.waits("SessionNotFound")
+    open_session(mall, "late-opened")
     assert run.answered()["output"] == "1: hello"
 
 
@@ -90,10 +90,10 @@ def test_a_session_waits_for_its_agent_and_tells_its_runs(mall: "Shop") -> None:
 
 
 def test_an_edited_agent_is_used_from_the_next_run_on(mall: "Shop") -> None:
-    session = open_session(mall, "edited")
-    assert session.say("edited-1", "one").answered()["agents"][0]["generation"] == 1
-    mall.patch("Agent", "edited", {"spec": {"instructions": "Be brief."}})
-    assert session.say("edited-2", "two").answered()["agents"][0]["generation"] == 2
+    session = open_session(mall, "re-edited")
+    assert session.say("re-edited-1", "one").answered()["agents"][0]["generation"] == 1
+    mall.patch("Agent", "re-edited", {"spec": {"instructions": "Be brief."}})
+    assert session.say("re-edited-2", "two").answered()["agents"][0]["generation"] == 2
 
 
 @pytest.mark.parametrize("how", ["cancel", "delete", "timeout"])
@@ -197,6 +197,71 @@ def test_what_was_deleted_while_the_operator_was_away_is_repaired(annex: "Shop")
     system.wait_for("the operator is back", lambda: system.is_back("operator", pid))
     assert last.answered(120)["output"] == "1: but this"
     system.wait_for("the idle one's workflow is gone", lambda: system.temporal.state(workflow_id) != "RUNNING", 120)
+
+
+def test_a_session_deleted_while_the_operator_was_away_closes_after_the_run_under_way(annex: "Shop") -> None:
+    """It has queued runs as well: they must not be carried out for nobody, one after another."""
+    system = annex.system
+    session = open_session(annex, "away-gone", {**ECHO, "latencySeconds": 25})
+    under_way = session.say("away-gone-1", "one")
+    system.wait_for("it is asked", lambda: session.asked("away-gone"))
+    queued = [session.say(f"away-gone-{number}", "never") for number in (2, 3)]
+    for run in queued:
+        run.waits("Queued")
+    workflow_id = under_way.status["workflow"]["id"]
+    pid = system.kill("operator")
+    annex.delete("AgentSession", "away-gone")
+    system.wait_for("the operator is back", lambda: system.is_back("operator", pid))
+    assert under_way.answered()["output"] == "1: one"
+    assert [run.ended()["conditions"][0]["reason"] for run in queued] == ["SessionClosed", "SessionClosed"]
+    system.wait_for("its workflow ends", lambda: system.temporal.state(workflow_id) != "RUNNING")
+    assert len(session.asked("away-gone")) == 1
+
+
+def test_runs_that_wait_keep_their_order_when_the_operator_is_restarted(annex: "Shop") -> None:
+    """Created within one second, if this machine is quick enough; every write of them changes their resourceVersion."""
+    system = annex.system
+    session = open_session(annex, "order", agent="order")
+    runs = [session.say(f"order-{letter}", letter) for letter in "cba"]
+    for run in runs:
+        run.waits("AgentNotFound")
+    annex.patch("AgentRun", runs[0].name, {"metadata": {"labels": {"seen": "yes"}}})
+    pid = system.kill("operator")
+    system.wait_for("the operator is back", lambda: system.is_back("operator", pid))
+    annex.model("order", ECHO, loop=True)
+    annex.agent("order")
+    assert [run.answered()["output"] for run in runs] == ["1: c", "2: b", "3: a"]
+
+
+def test_a_run_that_the_controller_ended_is_left_out_even_if_its_session_was_not_told(annex: "Shop") -> None:
+    """As if the operator had been killed between the status and the signal."""
+    system = annex.system
+    session = open_session(annex, "untold", LATE)
+    first = session.say("untold-1", "never")
+    system.wait_for("it is asked", lambda: session.asked("untold"))
+    pid = system.kill("operator")
+    ended = {"phase": "Failed", "finishedAt": first.object["metadata"]["creationTimestamp"]}
+    annex.patch("AgentRun", f"{first.name}/status", {"status": ended})
+    annex.script("untold", ECHO, loop=True)
+    system.wait_for("the operator is back", lambda: system.is_back("operator", pid))
+    assert session.say("untold-2", "hello").answered(30)["output"] == "1: hello"
+    assert session.asked("untold")[-1] == ["hello"]
+
+
+def test_a_session_stays_in_the_pool_it_began_in_and_says_so_when_that_is_gone(mall: "Shop") -> None:
+    mall.pool("old")
+    mall.model("moved", ECHO, loop=True)
+    mall.agent("moved", pool="old")
+    session = open_session(mall, "moved", agent="moved")
+    assert session.say("moved-1", "one").answered()["output"] == "1: one"
+    mall.patch("Agent", "moved", {"spec": {"poolRef": {"name": "default"}}})
+    mall.delete("AgentPool", "old")
+    second = session.say("moved-2", "two")
+    assert "began in AgentPool old" in mall.waits("AgentSession", "moved", "PoolNotFound")
+    second.waits("PoolNotFound")
+    mall.create("AgentPool", "old", {})
+    assert second.answered()["output"] == "2: two"
+    mall.waits("AgentSession", "moved", "Active")
 
 
 def test_two_hundred_sessions_of_five_runs_each(system: "System", shop: "Shop") -> None:

@@ -51,6 +51,11 @@ def pending_status(run: Json, reason: Reason, message: str, now: datetime) -> Js
     return _with(run, Phase.PENDING, conditions, now)
 
 
+def held_status(run: Json, order: int, reason: Reason, message: str, now: datetime) -> Json:
+    """Return the status of a run that cannot be sent to its session yet; `order` is its place, which the write would lose."""
+    return {**pending_status(run, reason, message, now), "order": order}
+
+
 def running_status(
     run: Json, *, workflow_id: str, run_id: str, task_queue: str, agents: Sequence[AgentVersion], now: datetime
 ) -> Json:

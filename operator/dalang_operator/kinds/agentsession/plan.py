@@ -5,7 +5,7 @@ A  not begun          not asked                    start it, or say what it wait
 B  not begun, closed  missing                      Closed: it need not begin
 C  begun              not asked, or open           send runs in order, as many as may queue; end those that were cancelled
 D  changed            as C                         tell it, then note that it knows
-   busy               as C, not yet by us          have it report: a run of it may have been deleted meanwhile
+   with runs          as C, not yet by us          have it report: a run of it may have been deleted or ended meanwhile
 E  closed, or idle    as C                         see that a worker lets it end
 F  not closed         ended by its own decision    the status of its last report
 G  not closed         missing twice, or ended      SessionLost; it is never begun anew
@@ -13,7 +13,8 @@ H  closed, or lost    not asked                    its runs end: SessionClosed, 
 I  gone               never asked                  stop it; where a run is under way have it close after that one
 J  gone               not asked                    its unsent runs wait: SessionNotFound
 
-The signal comes before the run's status: repeated it changes nothing, since a session ignores a run that it has seen. Until
+The signal comes before the run's first status: repeated it changes nothing, since a session ignores a run that it has seen.
+Where a run is ended here its status comes first: a session that was not told hears of it when it reports of the run. Until
 its status names the workflow a run is this reconcile's alone, from then on the run's own.
 """
 
@@ -32,7 +33,7 @@ from dalang_operator.kinds.agentrun.snapshot import (
     exchange_size,
     make_exchange,
 )
-from dalang_operator.kinds.agentrun.status import ended_status, pending_status, queued_status, running_status
+from dalang_operator.kinds.agentrun.status import ended_status, held_status, queued_status, running_status
 from dalang_operator.kinds.agentsession.status import (
     active_status,
     closed_status,
@@ -49,7 +50,7 @@ from dalang_operator.kinds.validity import invalidity
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.resources import Json, ObjectKey, uid_of
 from dalang_operator.kube.status import parse_timestamp
-from dalang_operator.runtime.cache import is_closed, is_started, queue_pool
+from dalang_operator.runtime.cache import is_closed, is_started, queue_pool, version_of
 from dalang_operator.runtime.references import (
     DEFAULT_POOL,
     instructions_key_of,
@@ -83,8 +84,12 @@ class Observed:
     """The object; None when it is gone."""
     runs: tuple[Json, ...] = ()
     """The unfinished AgentRuns that name it, in the order in which they are sent."""
+    versions: Mapping[str, int] = field(default_factory=dict)
+    """Uid of a run → its resourceVersion when it was seen first."""
     gone: frozenset[str] = frozenset()
     """Uids of this name that were deleted."""
+    has_pool: bool = True
+    """There is the AgentPool whose queue its workflow is on; True of one that has none yet."""
     agent: Json | None = None
     reach: Reach | Gap | TooMany | None = None
     """What the agent can reach, with the summary's model, or what is missing; None without agent."""
@@ -101,7 +106,7 @@ class Observed:
     problem: str | None = None
     """Why the workflow's code fails, as the last sweep saw it."""
     is_met: bool = False
-    """This process has sent it a run, or has had it report."""
+    """This process has started it, sent it a run, or had it report."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ class Configure:
 
 @dataclass(frozen=True)
 class ReportAgain:
-    """Have the workflow report, and so hear which of its runs were deleted while nobody watched."""
+    """Have the workflow report, and so hear that its run was deleted while nobody watched, or ended without its being told."""
 
     workflow_id: str
     request_id: str
@@ -227,6 +232,23 @@ def needs_look(session: Json) -> bool:
 def workflow_id_of(observed: Observed, uid: str) -> str:
     """Return the id of the workflow of a session of this name."""
     return contract.session_workflow_id(observed.settings.installation, observed.key.namespace, observed.key.name, uid)
+
+
+def place_of(run: Json, versions: Mapping[str, int]) -> tuple[str, int, str]:
+    """Return by what runs are put in the order of their creation; timestamps have whole seconds only."""
+    metadata = run["metadata"]
+    return metadata["creationTimestamp"], _order(run, versions), metadata["name"]
+
+
+def _order(run: Json, versions: Mapping[str, int]) -> int:
+    """Return the resourceVersion a run was created with, as far as that is known: every write changes it."""
+    noted: int | None = run.get("status", {}).get("order")
+    return versions.get(uid_of(run), version_of(run)) if noted is None else noted
+
+
+def held(observed: Observed, run: Json, reason: Reason, message: str) -> Json:
+    """Return the status of a run that is not sent yet, which keeps its place."""
+    return held_status(run, _order(run, observed.versions), reason, message, observed.now)
 
 
 # ── Gone ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -399,7 +421,7 @@ def _plan_runs(observed: Observed, session: Json, own: str, verdict: "Verdict | 
     if not observed.runs:
         return _plan_idle(observed, session)
     meet: tuple[Action, ...] = ()
-    if _sent_to(observed, own) and not observed.is_met:
+    if not observed.is_met:
         meet = (ReportAgain(own, f"report again {observed.now.isoformat()}"),)
     return Plan((*meet, *cancelled, *_send(observed, session, own)))
 
@@ -490,7 +512,7 @@ def _cancel_unsent(observed: Observed, own: str) -> list[Action]:
     for run in _unsent(observed):
         if _is_cancelled(run):
             identity = contract.RunIdentity(name=run["metadata"]["name"], uid=uid_of(run))
-            actions += [CancelUnsent(own, identity), _cancelled(observed, run)]
+            actions += [_cancelled(observed, run), CancelUnsent(own, identity)]
     return actions
 
 
@@ -514,7 +536,7 @@ def _hold(observed: Observed, verdict: "Verdict") -> list[Action]:
             status = ended_status(run, Phase.FAILED, verdict.reason, verdict.waiting, observed.now)
             actions.append(WriteRun(run, status))
         else:
-            actions.append(WriteRun(run, pending_status(run, verdict.reason, verdict.waiting, observed.now)))
+            actions.append(WriteRun(run, held(observed, run, verdict.reason, verdict.waiting)))
     return actions
 
 
@@ -555,6 +577,14 @@ def agent_exists(observed: Observed, session: Json) -> Verdict | None:
         return None
     missing = f"There is no Agent {session_agent_of(session)} in namespace {observed.key.namespace}"
     return Verdict(Reason.AGENT_NOT_FOUND, missing, f"{missing}; the run starts when it is applied")
+
+
+def pool_exists(observed: Observed, session: Json) -> Verdict | None:
+    """There is the pool that the session began in: a workflow stays on its queue, whatever its Agent says by now."""
+    if observed.has_pool:
+        return None
+    missing = f"The session began in AgentPool {' '.join(queue_pool(session))}, which is gone; apply it again"
+    return Verdict(Reason.POOL_NOT_FOUND, missing, f"{missing}, and the run starts")
 
 
 def nothing_is_missing(observed: Observed, _: Json) -> Verdict | None:
@@ -601,6 +631,7 @@ def snapshot_is_small(observed: Observed, _: Json) -> Verdict | None:
 
 
 READY_CHECKS: tuple[Callable[[Observed, Json], Verdict | None], ...] = (
+    pool_exists,
     agent_exists,
     nothing_is_missing,
     agents_are_few,

@@ -14,11 +14,11 @@ from dalang_api.contract import (
     SESSION_WORKFLOW,
     CancelExchange,
     Wire,
+    parse_workflow_id,
 )
 from dalang_api.v1alpha1.conditions import Reason
 
 from dalang_operator.kinds.agentrun.snapshot import make_snapshot
-from dalang_operator.kinds.agentrun.status import pending_status
 from dalang_operator.kinds.agentsession.plan import (
     SECOND_LOOK_SECONDS,
     Action,
@@ -34,7 +34,9 @@ from dalang_operator.kinds.agentsession.plan import (
     WakePool,
     WriteRun,
     WriteStatus,
+    held,
     needs_look,
+    place_of,
     plan,
     workflow_id_of,
 )
@@ -45,7 +47,7 @@ from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.errors import Conflict, NotFound
 from dalang_operator.kube.resources import AGENT_RUNS, AGENT_SESSIONS, Json, ObjectKey, PatchBody, Resource, uid_of
 from dalang_operator.kube.status import parse_timestamp, write_status
-from dalang_operator.runtime.cache import Cache, is_closed, is_finished, is_started, version_of
+from dalang_operator.runtime.cache import Cache, is_closed, is_finished, is_started, queue_pool
 from dalang_operator.runtime.references import instructions_key_of, session_agent_of, summary_model_of
 from dalang_operator.temporal.errors import TemporalError, WorkflowNotFound
 
@@ -86,7 +88,8 @@ class SessionFacts:
     gone: dict[ObjectKey, set[str]] = field(default_factory=dict)
     """Uids that were deleted and not looked after yet."""
     versions: dict[str, int] = field(default_factory=dict)
-    """Uid of an unfinished run of a session → its resourceVersion when it was seen first, so mostly that of its creation."""
+    """Uid of an unfinished run of a session → its resourceVersion when it was seen first, so mostly that of its creation.
+    Before the first write of ours it goes into the run's `status.order`."""
     doubtful: set[str] = field(default_factory=set)
     """Ids of session workflows that were found closed, or not found: Temporal has to be asked."""
     missing_since: dict[str, datetime] = field(default_factory=dict)
@@ -96,7 +99,7 @@ class SessionFacts:
     snapshots: dict[str, str] = field(default_factory=dict)
     """Id of a session workflow → digest of the snapshot that this process sent it last."""
     met: set[str] = field(default_factory=set)
-    """Ids of session workflows that this process has sent a run, or has had report."""
+    """Ids of session workflows that this process has started, sent a run, or had report."""
 
     def forget(self, workflow_id: str) -> None:
         """The session has ended or is gone."""
@@ -130,14 +133,21 @@ class SessionReconciler:
         return requeue_after
 
     async def _observe(self, key: ObjectKey, gone: frozenset[str]) -> Observed:
-        session = self.cache.sessions.get(key)
-        if gone and (session is None or uid_of(session) in gone):
-            session = await self._read(key)  # a workflow that is stopped for nothing takes all that was said with it
-        runs = sorted(self.cache.runs_of_session(key), key=self._order)
-        observed = Observed(
-            key=key, settings=self.settings, now=self.now(), session=session, runs=tuple(runs), gone=gone
-        )
+        session, runs = self.cache.sessions.get(key), self._runs(key)
         asked = {run["status"]["workflow"]["id"] for run in runs if is_started(run)}
+        # What runs were sent to and is not there was deleted as well, though it was while nobody watched.
+        uids = gone | {parse_workflow_id(workflow_id).suffix for workflow_id in asked}
+        if uids - _uids(session) or gone & _uids(session):
+            session = await self._read(key)  # a workflow that is stopped for nothing takes all that was said with it
+        observed = Observed(
+            key=key,
+            settings=self.settings,
+            now=self.now(),
+            session=session,
+            runs=runs,
+            versions=self.facts.versions,
+            gone=uids - _uids(session),
+        )
         if session is not None:
             own = workflow_id_of(observed, uid_of(session))
             asked.add(own)
@@ -148,6 +158,7 @@ class SessionReconciler:
                 sent_snapshot=self.facts.snapshots.get(own),
                 problem=self.facts.problems.get(own),
                 is_met=own in self.facts.met,
+                has_pool=all(self.cache.pools.get(ObjectKey(key.namespace, pool)) for pool in queue_pool(session)),
             )
             if needs_look(session):
                 observed = await self._look(observed, own)
@@ -163,11 +174,10 @@ class SessionReconciler:
         self.cache.sessions.put(session)
         return session
 
-    def _order(self, run: Json) -> tuple[str, int, str]:
-        """Return by what runs are put in the order of their creation; timestamps have whole seconds only."""
-        metadata = run["metadata"]
-        version = self.facts.versions.get(uid_of(run), version_of(run))
-        return metadata["creationTimestamp"], version, metadata["name"]
+    def _runs(self, key: ObjectKey) -> tuple[Json, ...]:
+        """Return the unfinished runs of a session in the order of their creation."""
+        runs = self.cache.runs_of_session(key)
+        return tuple(sorted(runs, key=lambda run: place_of(run, self.facts.versions)))
 
     async def _observe_reach(self, observed: Observed, session: Json) -> Observed:
         namespace = observed.key.namespace
@@ -207,22 +217,26 @@ class SessionReconciler:
                 workflow_id = _workflow_of(action)
                 if workflow_id is None or workflow_id in observed.views:
                     raise
-                return await self._carry_out(await self._look(observed, workflow_id))
+                return await self._carry_out(await self._look(self._after_writes(observed), workflow_id))
             except TemporalError as error:
                 await self._tell_failure(observed, error)
                 raise
             if view is not None:
                 assert isinstance(action, StartSession), "nothing else returns a view"
-                return await self._carry_out(replace(observed, views={**observed.views, action.workflow_id: view}))
+                views = {**observed.views, action.workflow_id: view}
+                return await self._carry_out(replace(observed, views=views, is_met=True))
         return steps.requeue_after
+
+    def _after_writes(self, observed: Observed) -> Observed:
+        """Return what is known with the objects as the writes of this plan have left them."""
+        session, latest = observed.session, self.cache.sessions.get(observed.key)
+        is_same = session is not None and latest is not None and uid_of(latest) == uid_of(session)
+        return replace(observed, session=latest if is_same else session, runs=self._runs(observed.key))
 
     async def _execute(self, observed: Observed, action: Action) -> WorkflowView | None:
         match action:
             case StartSession():
-                logger.info("AgentSession %s: workflow %s is started", observed.key, action.workflow_id)
-                return await self.workflows.start(
-                    action.workflow_id, action.task_queue, action.session_input, action.request_id, SESSION_WORKFLOW
-                )
+                return await self._start(observed, action)
             case SendRun():
                 await self._send(action)
             case CancelUnsent(workflow_id, run):
@@ -247,6 +261,14 @@ class SessionReconciler:
                 self.cache.idle_sessions[observed.key] = uid
         return None
 
+    async def _start(self, observed: Observed, start: StartSession) -> WorkflowView:
+        logger.info("AgentSession %s: workflow %s is started", observed.key, start.workflow_id)
+        view = await self.workflows.start(
+            start.workflow_id, start.task_queue, start.session_input, start.request_id, SESSION_WORKFLOW
+        )
+        self.facts.met.add(start.workflow_id)
+        return view
+
     async def _send(self, action: SendRun) -> None:
         exchange = action.exchange
         await self._signal(action.workflow_id, EXCHANGE_SIGNAL, exchange, f"exchange {exchange.run.uid}")
@@ -265,7 +287,7 @@ class SessionReconciler:
             is_latest = self.cache.runs.get(ObjectKey(observed.key.namespace, run["metadata"]["name"])) is run
             if not is_started(run) and is_latest and waited > START_FAILED_AFTER:
                 message = f"The run cannot be sent to its session and is tried again. {error}"
-                await self._write_run(run, pending_status(run, Reason.START_FAILED, message, observed.now))
+                await self._write_run(run, held(observed, run, Reason.START_FAILED, message))
 
     async def _write(self, session: Json, status: Json) -> None:
         try:
@@ -308,6 +330,10 @@ class SessionReconciler:
                 self.facts.forget(workflow_id)
         for workflow_id in observed.views:
             self.facts.doubtful.discard(workflow_id)
+
+
+def _uids(session: Json | None) -> frozenset[str]:
+    return frozenset() if session is None else frozenset({uid_of(session)})
 
 
 def _workflow_of(action: Action) -> str | None:

@@ -414,6 +414,13 @@ SUMMED_UP: dict[str, Any] = {"summary": {"modelRef": {"name": "small"}}}
             ["AgentRun r1", "AgentSession chat"],
             id="a run that left the watch: the next may be sent",
         ),
+        pytest.param(
+            with_session(),
+            "AgentPool",
+            pool(),
+            ["AgentPool default", "Agent helper", "AgentSession chat", "AgentSession chat"],
+            id="a pool that comes or goes: the sessions of its Agents, and those that began in it",
+        ),
     ],
 )
 def test_wakes_of_sessions(cache: Cache, kind: str, obj: Json, expected: list[str]) -> None:
@@ -421,9 +428,16 @@ def test_wakes_of_sessions(cache: Cache, kind: str, obj: Json, expected: list[st
 
 
 def test_a_run_that_was_sent_wakes_its_session_no_more_until_it_ends() -> None:
-    world = World()
+    world = World(cache=with_session())
     world.intake.applied("AgentRun", sent_exchange())
     assert world.queued() == {"AgentRun": 1}
+
+
+def test_a_run_whose_session_is_gone_wakes_it() -> None:
+    """It may have been deleted while nobody watched, and be gone for good once it is looked for."""
+    world = World()
+    world.intake.applied("AgentRun", sent_exchange())
+    assert world.queued() == {"AgentRun": 1, "AgentSession": 1}
 
 
 def test_reports_of_a_session_wake_no_pool() -> None:

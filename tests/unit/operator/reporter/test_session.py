@@ -184,6 +184,42 @@ async def test_what_is_not_the_sessions_to_write_is_left(live: Json | None, resu
     assert kube.calls == ["get AgentRun", "get AgentSession", "patch AgentSession"], "the session itself is told"
 
 
+def ended_by_controller(seq: int) -> Json:
+    """A run that was under way, until the controller ended it."""
+    run = sent_exchange(seq=seq)
+    run["status"] |= {"phase": "Failed", "finishedAt": at()}
+    return run
+
+
+@pytest.mark.parametrize(
+    ("live", "report", "is_gone"),
+    [
+        pytest.param(
+            ended_by_controller(2), of_run(3, phase="Running", finished_at=None), True, id="it goes on, for nobody"
+        ),
+        pytest.param(
+            ended_by_controller(3),
+            of_run(3, phase="Running", finished_at=None),
+            True,
+            id="likewise, the same once more",
+        ),
+        pytest.param(ended_by_controller(2), of_run(3), None, id="it has ended by itself"),
+        pytest.param(
+            ended_by_controller(4),
+            of_run(3, phase="Running", finished_at=None),
+            None,
+            id="a word from before the last report",
+        ),
+    ],
+)
+async def test_a_session_that_goes_on_with_a_run_the_controller_has_ended_is_told(
+    live: Json, report: RunReport, is_gone: bool | None
+) -> None:
+    kube = FakeKube(live, open_session())
+    assert await send(kube, report) == ReportResult(gone=is_gone)
+    assert "patch AgentRun" not in kube.calls
+
+
 async def test_the_run_of_an_earlier_session_of_the_name_is_that_ones() -> None:
     run = sent_exchange()
     run["status"]["workflow"]["id"] = f"{INSTALLATION}.shop.chat.uid-old"

@@ -413,6 +413,17 @@ async def test_the_workflow_of_a_session_that_is_gone_is_stopped_once_no_run_of_
     assert world.temporal.terminated == [CHAT_ID]
 
 
+@pytest.mark.parametrize("there", [None, session(metadata={"uid": "new"})])
+async def test_a_session_that_is_gone_and_has_runs_under_way_is_looked_at(there: Json | None) -> None:
+    world = World()
+    world.temporal.opened = [of_session()]
+    world.cache.runs.put(sent_exchange())
+    if there is not None:
+        world.cache.sessions.put(there)
+    await world.sweep()
+    assert (world.woken_sessions, world.temporal.terminated) == ([CHAT], [])
+
+
 async def test_a_session_in_the_cluster_is_no_orphan() -> None:
     world = World()
     world.temporal.opened = [of_session()]

@@ -26,6 +26,7 @@ from dalang_operator.kinds.agentsession.plan import (
     WriteRun,
     WriteStatus,
     needs_look,
+    place_of,
     plan,
 )
 from dalang_operator.kinds.instructions import MISSING_SECONDS
@@ -216,14 +217,14 @@ def ended(reason: str) -> Json:
                 ("send", "r1", {"snapshot", "queued"}, "Pending", "Queued", False),
                 WAKE,
             ],
-            id="C: a busy one that this process does not know reports: a run of it may have been deleted",
+            id="C: one that this process does not know reports: a run of it may have been deleted, or ended",
         ),
         pytest.param(
             observed(open_session(), exchange(cancel=True), exchange("r2")),
             [
                 ACTIVE,
-                CancelUnsent(ID, contract.RunIdentity(name="r1", uid="uid-r1")),
                 ("r1", "Cancelled", "Cancelled", True),
+                CancelUnsent(ID, contract.RunIdentity(name="r1", uid="uid-r1")),
                 ("send", "r2", {"snapshot"}, "Running", "Running", False),
                 WAKE,
             ],
@@ -238,6 +239,11 @@ def ended(reason: str) -> Json:
             observed(open_session(), sent_exchange("r0"), exchange(), there=()),
             [("session", "AgentNotFound", 1), ("r1", "Pending", "AgentNotFound", False)],
             id="C: an agent that is gone holds up what is not sent yet",
+        ),
+        pytest.param(
+            observed(open_session(), sent_exchange("r0"), exchange(), has_pool=False),
+            [("session", "PoolNotFound", 1), ("r1", "Pending", "PoolNotFound", False)],
+            id="C: the pool it began in is gone, and its workflow cannot move to another",
         ),
         pytest.param(
             observed(open_session(), exchange(), there=(*team(40), model(), pool())),
@@ -352,6 +358,17 @@ def ended(reason: str) -> Json:
 )
 def test_plan(given: Observed, actions: list[Any]) -> None:
     assert did(given) == actions
+
+
+def test_a_run_that_is_held_keeps_its_place() -> None:
+    """Its status is written, which changes its resourceVersion; `order` is that of its creation, as far as it is known."""
+    known_by_memory, first_seen = exchange("r1"), exchange("r2", metadata={"resourceVersion": "12"})
+    noted = exchange("r3", metadata={"resourceVersion": "50"})
+    noted["status"]["order"] = 7
+    given = observed(None, known_by_memory, first_seen, noted, versions={"uid-r1": 9, "uid-r3": 50})
+    assert [action.status["order"] for action in plan(given).actions if isinstance(action, WriteRun)] == [9, 12, 7]
+    ordered = sorted(given.runs, key=lambda run: place_of(run, given.versions))
+    assert [run["metadata"]["name"] for run in ordered] == ["r3", "r1", "r2"]
 
 
 @pytest.mark.parametrize(

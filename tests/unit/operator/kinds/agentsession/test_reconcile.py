@@ -5,7 +5,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from dalang_api.contract import CancelExchange, Exchange, Wire
+from dalang_api.contract import CancelExchange, Exchange, SessionSettings, Wire
+from dalang_api.v1alpha1.agentrun import AgentRunStatus
 from dalang_operator.kinds.agentsession.plan import SECOND_LOOK_SECONDS, Settings
 from dalang_operator.kinds.agentsession.reconcile import SessionFacts, SessionReconciler
 from dalang_operator.kinds.config_maps import RecentConfigMaps
@@ -24,12 +25,18 @@ POOL = ObjectKey("shop", "default")
 OPEN = WorkflowView(WorkflowState.OPEN, "run-1")
 
 
+class KilledError(Exception):
+    """kill -9, as far as this process can tell."""
+
+
 @dataclass
 class FakeKube:
     """Sessions and runs, with merge patches of their status and preconditions; every write is kept."""
 
     objects: dict[tuple[str, ObjectKey], Json] = field(default_factory=dict)
     writes: list[str] = field(default_factory=list)
+    dies_after: int | None = None
+    """How many writes it still takes."""
 
     def add(self, resource: Resource, obj: Json) -> Json:
         self.objects[resource.kind, key_of(obj)] = obj
@@ -45,6 +52,8 @@ class FakeKube:
         self, resource: Resource, namespace: str, name: str, body: Json | list[Json], subresource: str | None = None
     ) -> Json:
         assert isinstance(body, dict), "statuses without nulls are merged"
+        if len(self.writes) == self.dies_after:
+            raise KilledError
         current = await self.get(resource, namespace, name)
         for precondition in ("uid", "resourceVersion"):
             if body["metadata"][precondition] != current["metadata"][precondition]:
@@ -186,6 +195,26 @@ async def test_a_written_status_leaves_a_run_its_place() -> None:
     assert world.sent() == ["b", "a"]
 
 
+async def test_a_run_keeps_its_place_when_the_operator_dies_while_it_tells_runs_that_they_wait() -> None:
+    world = World()
+    world.has(session())
+    world.cache.agents.drop(agent())
+    names = ("c", "b", "a")
+    world.has(*[exchange(name, metadata={"resourceVersion": str(9 + place)}) for place, name in enumerate(names)])
+    world.kube.dies_after = 2  # the session's status, and that of one run
+    with pytest.raises(KilledError):
+        await world.reconcile()
+    world.kube.dies_after = None
+    another = World(world.kube, world.workflows)
+    written = world.kube.objects[AGENT_RUNS.kind, ObjectKey("shop", "c")]
+    written["metadata"]["resourceVersion"] = "50"  # etcd counts over all objects
+    another.has(session(), *(world.kube.objects[AGENT_RUNS.kind, ObjectKey("shop", name)] for name in names))
+    await another.reconcile()
+    assert another.sent() == ["c", "b", "a"]
+    sent = another.kube.objects[AGENT_RUNS.kind, ObjectKey("shop", "c")]
+    AgentRunStatus.model_validate(sent["status"])
+
+
 async def test_the_snapshot_is_sent_again_only_when_it_has_changed() -> None:
     world = World()
     world.has(session(), exchange("r1"))
@@ -202,6 +231,17 @@ async def test_the_snapshot_is_sent_again_only_when_it_has_changed() -> None:
     world.has(exchange("r4"))
     await world.reconcile()
     assert [bool(value.snapshot) for _, value in world.workflows.told[3:] if isinstance(value, Exchange)] == [True]
+
+
+async def test_a_session_of_an_earlier_process_reports_before_it_is_sent_anything() -> None:
+    """A run of it may have been ended, and nobody left to tell; one that was started just now need not."""
+    world = World()
+    world.has(session(), exchange("r1"))
+    await world.reconcile()
+    another = World(world.kube, world.workflows)
+    another.has(world.kube.objects[AGENT_SESSIONS.kind, KEY], exchange("r2"))
+    await another.reconcile()
+    assert [name for name, _ in world.workflows.told] == ["exchange", "reportAgain", "exchange"]
 
 
 async def test_killed_between_signal_and_note_a_run_is_sent_again() -> None:
@@ -222,9 +262,20 @@ async def test_a_run_cancelled_unsent_ends_even_if_it_was_sent_without_a_note() 
     world.has(open_session(), exchange(cancel=True))
     world.workflows.views[ID] = OPEN
     await world.reconcile()
-    [(name, message)] = world.workflows.told
+    name, message = world.workflows.told[-1]
     assert (name, isinstance(message, CancelExchange) and message.deleted) == ("cancelExchange", True)
     assert world.run("r1") == ("Cancelled", "Cancelled")
+
+
+async def test_a_run_cancelled_unsent_has_ended_before_its_session_is_told() -> None:
+    """Told first, and killed before the write, it would be neither carried out nor ended."""
+    world = World()
+    world.has(open_session(), exchange(cancel=True), exchange("r2"))
+    world.workflows.views[ID] = WorkflowView(WorkflowState.TERMINATED, "run-1", "by hand")
+    world.facts.met.add(ID)
+    await world.reconcile()
+    assert (world.run("r1"), world.run("r2")) == (("Cancelled", "Cancelled"), ("Failed", "SessionLost"))
+    assert (world.ready(), world.kube.writes) == ("SessionLost", ["r1", "chat", "r2"])
 
 
 async def test_a_workflow_that_has_ended_is_found_out_by_sending() -> None:
@@ -274,6 +325,49 @@ async def test_a_deleted_session_closes_after_the_run_that_is_under_way() -> Non
     await world.reconcile()
     assert [name for name, _ in world.workflows.told] == ["configure"]
     assert (world.workflows.calls, world.run("r2")) == ([], ("Pending", "SessionNotFound"))
+
+
+@pytest.mark.parametrize("is_made_anew", [False, True])
+async def test_a_session_that_was_deleted_while_nobody_watched_closes_after_the_run_under_way(
+    is_made_anew: bool,
+) -> None:
+    world = World()
+    if is_made_anew:
+        world.has(session(metadata={"uid": "new"}))
+    world.has(sent_exchange(), sent_exchange("r2", phase="Pending"))
+    world.workflows.views[ID] = OPEN
+    await world.reconcile()
+    told = [(name, value.closed) for name, value in world.workflows.told if isinstance(value, SessionSettings)]
+    assert set(told) == {("configure", "The AgentSession was deleted")}
+    world.workflows.views[ID] = WorkflowView(WorkflowState.COMPLETED, "run-1")
+    await world.reconcile()
+    assert world.run("r2") == ("Failed", "SessionClosed"), "its workflow has ended, and its last word was lost"
+
+
+async def test_a_session_that_only_the_cache_does_not_know_is_not_closed() -> None:
+    world = World()
+    there = open_session()
+    world.kube.add(AGENT_SESSIONS, there)
+    world.cache.sessions.put(session(metadata={"uid": "of an earlier one", "resourceVersion": "1"}))
+    world.has(sent_exchange())
+    world.workflows.views[ID] = OPEN
+    await world.reconcile()
+    assert [name for name, _ in world.workflows.told] == ["reportAgain"]
+    assert world.cache.sessions.get(KEY) is there
+
+
+async def test_a_session_whose_own_pool_is_gone_says_so_until_it_is_back() -> None:
+    """Its Agent has moved to another pool; a workflow cannot."""
+    world = World()
+    there = open_session()
+    there["status"]["workflow"]["taskQueue"] = f"{INSTALLATION}.shop.old"
+    world.has(there, exchange())
+    world.workflows.views[ID] = OPEN
+    await world.reconcile()
+    assert (world.ready(), world.run("r1"), world.sent()) == ("PoolNotFound", ("Pending", "PoolNotFound"), [])
+    world.cache.pools.put(pool("old"))
+    await world.reconcile()
+    assert (world.ready(), world.run("r1"), world.sent()) == ("Active", ("Running", "Running"), ["r1"])
 
 
 async def test_the_run_of_a_deleted_session_whose_workflow_is_gone_as_well_ends() -> None:
