@@ -13,6 +13,8 @@ from dalang_operator.kube.resources import AGENT_RUNS, Json, ObjectKey, Resource
 
 from tests.build import at, condition
 
+OPERATOR = "system:serviceaccount:dalang:operator"
+"""As whom everything is created."""
 BORN = {"phase": "Pending", "conditions": []}
 
 
@@ -84,6 +86,8 @@ class MemoryCluster:
         if resource.kind == "Event":
             self.events.append(body)
             return body
+        if resource.kind == "SelfSubjectReview":
+            return {**body, "status": {"userInfo": {"username": OPERATOR}}}
         if self.refusals:
             raise self.refusals.pop(0)
         if (resource.kind, key_of(body)) in self.objects:

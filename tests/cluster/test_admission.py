@@ -515,6 +515,67 @@ def test_applying_a_run_twice(how: list[str], shell: Shell) -> None:
         assert shell.get("agentrun")["metadata"]["annotations"][CREATED_BY] == "eve"
 
 
+# ── A schedule's runs ──────────────────────────────────────────────────────────────────────────────────────────────
+
+SCHEDULE_LABEL = {"dalang.dev/schedule": "nightly"}
+SCHEDULE_OWNER = {"apiVersion": "dalang.dev/v1alpha1", "kind": "AgentSchedule", "name": "nightly", "uid": "7f0c1d9e"}
+OTHER_OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "name": "mine", "uid": "1234"}
+
+
+def not_a_schedules(user: str, namespace: str) -> str:
+    return (
+        "ValidatingAdmissionPolicy 'dalang-scheduled-runs' with binding 'dalang-scheduled-runs' denied request: "
+        "only the operator gives a run to an AgentSchedule: leave out the label dalang.dev/schedule and ownerReferences of "
+        f"kind AgentSchedule; {user} may not patch agentruns/status in namespace {namespace}"
+    )
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        pytest.param({"labels": SCHEDULE_LABEL}, id="by its label"),
+        pytest.param({"ownerReferences": [SCHEDULE_OWNER]}, id="by an owner"),
+        pytest.param(
+            {"ownerReferences": [OTHER_OWNER, {**SCHEDULE_OWNER, "controller": True}]}, id="by its controller"
+        ),
+        pytest.param({"ownerReferences": [{**SCHEDULE_OWNER, "apiVersion": "other.dev/v1"}]}, id="in any group"),
+    ],
+)
+@pytest.mark.parametrize("how", [["create"], ["apply", "--server-side"]], ids=["create", "server-side apply"])
+def test_only_the_operator_gives_a_run_to_a_schedule(how: list[str], claim: dict[str, Any], shell: Shell) -> None:
+    refusal = not_a_schedules("eve", shell.namespace)
+    assert refusal in shell.run("eve", *how, "-f", "-", stdin=agent_run(**claim))
+    assert shell.run("eve", "create", "-f", "-", stdin=agent_run(labels={"team": "shop"})) == ""
+    patch = ["patch", "agentrun", "x", "--type", "merge", "--patch", json.dumps({"metadata": claim})]
+    assert refusal in shell.run("eve", *patch)
+    assert refusal in shell.run("eve", *patch, "--dry-run=server")
+    assert "dalang.dev/schedule" not in shell.get("agentrun")["metadata"]["labels"]
+
+
+def test_a_schedules_run_may_be_cancelled_and_orphaned(shell: Shell) -> None:
+    template = {"spec": {"agentRef": {"name": "support"}, "input": "Hello."}}
+    schedule = {
+        "apiVersion": "dalang.dev/v1alpha1",
+        "kind": "AgentSchedule",
+        "metadata": {"name": "nightly"},
+        "spec": {"schedule": {"cron": ["0 9 * * *"]}, "runTemplate": template},
+    }
+    assert shell.run(None, "create", "-f", "-", stdin=json.dumps(schedule)) == ""
+    uid = shell.get("agentschedule", "nightly")["metadata"]["uid"]
+    owner = {**SCHEDULE_OWNER, "uid": uid, "controller": True, "blockOwnerDeletion": False}
+    manifest = agent_run(labels=SCHEDULE_LABEL, ownerReferences=[owner])
+    assert shell.run("dalang-operator", "create", "-f", "-", stdin=manifest) == ""
+    assert shell.run("eve", "label", "agentrun", "x", "team=shop") == ""
+    assert shell.run("eve", "patch", "agentrun", "x", "--type", "merge", "--patch", '{"spec":{"cancel":true}}') == ""
+    other = json.dumps({"metadata": {"ownerReferences": [{**owner, "uid": "another"}]}})
+    assert not_a_schedules("eve", shell.namespace) in shell.run(
+        *("eve", "patch", "agentrun", "x", "--type", "merge", "--patch", other)
+    )
+    orphan = json.dumps({"metadata": {"ownerReferences": None}})
+    assert shell.run(GARBAGE_COLLECTOR, "patch", "agentrun", "x", "--type", "merge", "--patch", orphan) == ""
+    assert "ownerReferences" not in shell.get("agentrun")["metadata"]
+
+
 # ── Missing or altered ─────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -10,13 +10,19 @@ from pathlib import Path
 
 import pytest
 from dalang_api import contract, process
+from dalang_operator.kinds.agentrun.plan import FIRING_SECONDS, Settings
+from dalang_operator.kinds.agentrun.reconcile import RunFacts, RunReconciler
 from dalang_operator.kinds.agentschedule.desired import make_schedule
-from dalang_operator.kube.errors import Forbidden, Invalid
-from dalang_operator.kube.resources import AGENT_RUNS, AGENT_SCHEDULES, Json, ObjectKey, key_of
+from dalang_operator.kinds.agentschedule.runs import make_run
+from dalang_operator.kinds.agentsession.reconcile import SessionFacts
+from dalang_operator.kinds.config_maps import RecentConfigMaps
+from dalang_operator.kube.errors import Forbidden, Invalid, QuotaExceeded, Unavailable
+from dalang_operator.kube.resources import AGENT_RUNS, AGENT_SCHEDULES, Json, ObjectKey, Resource, key_of
 from dalang_operator.reporter.triggers import TriggerRun
 from temporalio.client import Client, WorkflowHistory
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
+from tests.build import NOW
 from tests.workflow.office import EVERY_SECOND, HOURLY, KEY, SELDOM, Office, eventually, fire_in_every_shape, times_of
 
 HISTORIES = sorted((Path(__file__).parent / "histories" / "firings").glob("*.json"))
@@ -261,6 +267,90 @@ async def test_a_run_that_is_deleted_lets_its_firing_end(office: Office) -> None
         office.cluster.remove(AGENT_RUNS, first)
         await eventually(lambda: office.active() and office.active() != [first])
         assert office.has("Scheduled")
+
+
+# ── The answer is lost, the quota is full, somebody else was quicker ───────────────────────────────────────────────
+
+
+async def test_a_run_that_is_soon_deleted_is_created_once_though_the_answer_was_lost(office: Office) -> None:
+    """Its `ttlAfterFinished` is over before the next attempt, and the template is edited."""
+    admit, created = office.cluster.create, []
+
+    async def create(resource: Resource, namespace: str, body: Json, *, dry_run: bool = False) -> Json:
+        made = await admit(resource, namespace, body, dry_run=dry_run)
+        if resource is AGENT_RUNS and not dry_run:
+            created.append(key_of(made))
+            if len(created) == 1:
+                raise Unavailable("the answer was lost")
+        return made
+
+    office.cluster.create = create  # type: ignore[method-assign]
+    runs = RunReconciler(
+        office.cluster,
+        office.workflows,
+        office.cache,
+        RecentConfigMaps(office.cluster, office.cache),
+        RunFacts(),
+        Settings(office.installation, timedelta(hours=24)),
+        lambda _: None,
+        lambda: NOW + timedelta(days=1),  # long after it finished
+        SessionFacts(),
+        lambda _: None,
+    )
+    template = {"spec": {"agentRef": {"name": "helper"}, "input": "Look.", "ttlAfterFinished": "1s"}}
+    async with office.working():
+        office.apply(SELDOM, runTemplate=template)
+        await eventually(lambda: office.has("Scheduled"))
+        office.annotate(trigger="now")
+        [name] = await eventually(office.active)
+        office.cluster.finish(name)
+        office.apply(SELDOM, runTemplate={"spec": {**template["spec"], "input": "Look again."}})
+        assert await runs.reconcile(created[0]) == FIRING_SECONDS
+        assert office.runs()
+
+        async def is_deleted() -> bool:
+            await runs.reconcile(created[0])
+            return not office.runs()
+
+        await eventually(is_deleted)
+        assert await office.firings("Completed")
+    assert len(created) == 1
+
+
+async def test_a_full_quota_delays_a_run_and_pauses_nothing(office: Office) -> None:
+    full = QuotaExceeded("exceeded quota: few", 403)
+    async with office.controller():
+        office.apply(SELDOM, pauseOnFailure=True)
+        await eventually(lambda: office.has("Scheduled"))
+        office.annotate(trigger="now")
+        await eventually(office.firings)
+        office.cluster.refusals = [full] * 2
+        async with office.reporter():
+            await eventually(office.active)
+        assert office.has("Scheduled")
+    assert {event["reason"] for event in office.cluster.events} == {"QuotaExceeded"}
+
+
+async def test_runs_that_somebody_puts_in_the_place_of_those_that_are_due_are_refused(office: Office) -> None:
+    """Names and uids can be read, and any owner can be written, where no policy forbids it."""
+    applied = office.apply(EVERY_SECOND)
+    soon = datetime.now(UTC).replace(microsecond=0)
+    for ahead in range(30):
+        forged = make_run(applied, soon + timedelta(seconds=ahead))
+        forged["spec"] = {"agentRef": {"name": "mine"}, "input": "All is well."}
+        forged["metadata"]["annotations"]["dalang.dev/created-by"] = "eve"
+        office.cluster.put(AGENT_RUNS, {**forged, "status": {"phase": "Running"}})
+    async with office.working():
+
+        async def all_refused() -> bool:
+            return len(await office.firings("Failed")) >= 2
+
+        await eventually(all_refused)
+        assert office.has("Scheduled")
+        assert "activeRuns" not in office.status()
+        assert await office.firings("Completed") == []
+    assert {event["reason"] for event in office.cluster.events} == {"RunRefused"}
+    assert "created by eve. Delete AgentRun nightly-" in office.cluster.events[0]["note"]
 
 
 # ── Orders ─────────────────────────────────────────────────────────────────────────────────────────────────────────

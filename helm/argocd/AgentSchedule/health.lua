@@ -1,7 +1,7 @@
 -- Health of an AgentSchedule: Suspended while `suspend` is set, as of a CronJob. What becomes of its runs is theirs to show,
 -- but for a failed one that has paused it.
 -- Argo CD gives a check Lua 5.1's base and table functions, and no string library.
-local passes_by_itself = { Pending = true, ScheduleFailed = true }
+local passes_by_itself = { Pending = true, QuotaExceeded = true, ScheduleFailed = true }
 
 local status = obj.status or {}
 local ready = {}

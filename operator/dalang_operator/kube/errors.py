@@ -6,6 +6,7 @@ ApiError
 ├── Conflict       409 otherwise: another resourceVersion or uid than the write named
 ├── Gone           410: the list's continue token is too old
 ├── Forbidden      401, 403
+│   └── QuotaExceeded  403 by a ResourceQuota: trying again helps when something is deleted, or the quota is raised
 ├── Terminating    403 in a namespace that is being deleted: nothing is created there any more
 ├── Invalid        400, 422: the object itself is refused; trying again does not help
 └── Unavailable    429, 5xx, and no answer at all: trying again helps
@@ -42,6 +43,10 @@ class Forbidden(ApiError):
     """The credentials do not allow it."""
 
 
+class QuotaExceeded(Forbidden):
+    """A ResourceQuota of the namespace is full."""
+
+
 class Terminating(ApiError):
     """The namespace is being deleted."""
 
@@ -72,5 +77,7 @@ def from_response(status: int, reason: str, message: str, retry_after: float | N
         return AlreadyExists(message, status)
     if status == 403 and "because it is being terminated" in message:
         return Terminating(message, status)
+    if status == 403 and "is forbidden: exceeded quota: " in message:
+        return QuotaExceeded(message, status)
     kind = _BY_STATUS.get(status, Unavailable if status >= 500 else ApiError)
     return kind(message, status, retry_after)

@@ -57,6 +57,7 @@ CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 NAMESPACES = Resource("", "v1", "namespaces", "Namespace")
 EVENTS = Resource("events.k8s.io", "v1", "events", "Event")
+SELF_REVIEWS = Resource("authentication.k8s.io", "v1", "selfsubjectreviews", "SelfSubjectReview")
 
 
 def key_of(obj: Json) -> ObjectKey:

@@ -29,13 +29,30 @@ from temporalio import activity, workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError
 
-from dalang_operator.kinds.agentschedule.runs import make_run
+from dalang_operator.kinds.agentschedule.plan import TRIGGER
+from dalang_operator.kinds.agentschedule.runs import (
+    DRY_RUN_AT,
+    creator_of,
+    is_created_by,
+    lasting_digest,
+    make_run,
+)
 from dalang_operator.kube.client import KubeClient
-from dalang_operator.kube.errors import AlreadyExists, ApiError, Conflict, Forbidden, Invalid, NotFound
+from dalang_operator.kube.errors import (
+    AlreadyExists,
+    ApiError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    QuotaExceeded,
+)
 from dalang_operator.kube.events import tell_event
 from dalang_operator.kube.resources import AGENT_RUNS, AGENT_SCHEDULES, Json, ObjectKey, controller_uid, key_of, uid_of
 from dalang_operator.kube.status import timestamp
+from dalang_operator.kube.user import own_user
 from dalang_operator.reporter.report import retryable
+from dalang_operator.runtime.references import schedule_of
 from dalang_operator.temporal.errors import TemporalError
 from dalang_operator.temporal.schedules import Schedules
 
@@ -44,6 +61,9 @@ logger = logging.getLogger(__name__)
 ATTEMPT = timedelta(seconds=10)
 RETRIES = RetryPolicy(maximum_interval=timedelta(seconds=10))
 """For ever: a time of an outage has its run when the outage is over. For how long, the catch-up window does not say."""
+
+ATTEMPTS_NOTED = 8
+"""Of how many versions of a template the digests are kept while its run is not created."""
 
 _Result = TypeVar("_Result")
 
@@ -171,12 +191,18 @@ class RunCreator:
             await self.schedules.delete(schedule_id(self.installation, target.namespace, target.name, target.suffix))
             return CreatedRun()
         body = make_run(schedule, scheduled_at)
+        earlier = _note_attempt(lasting_digest(body["spec"]))
         try:
             run = await self.kube.create(AGENT_RUNS, target.namespace, body)
-        except AlreadyExists as error:
-            return await self._adopt(schedule, key_of(body), error)
-        except (Invalid, Forbidden) as error:
-            return await self._refused(schedule, body, scheduled_at, error)
+        except (AlreadyExists, Invalid, Forbidden) as error:
+            if found := await self._find(key_of(body)):  # a full quota, in which it counts, is told first
+                return await self._adopt(schedule, found, scheduled_at, earlier)
+            if isinstance(error, AlreadyExists):
+                raise  # and gone by now
+            if isinstance(error, QuotaExceeded):
+                await self._tell_waiting(schedule, body, scheduled_at, error)
+                raise
+            return await self._refused(schedule, body, scheduled_at, str(error))
         logger.info("AgentRun %s created for %s", key_of(run), timestamp(scheduled_at))
         return CreatedRun(run=_identity(run))
 
@@ -188,29 +214,79 @@ class RunCreator:
         is_it = uid_of(schedule) == target.suffix and not schedule["metadata"].get("deletionTimestamp")
         return schedule if is_it else None
 
-    async def _adopt(self, schedule: Json, key: ObjectKey, error: ApiError) -> CreatedRun:
-        """An earlier attempt has created it, or it is somebody else's of that name."""
-        found = await self.kube.get(AGENT_RUNS, key.namespace, key.name)
-        if controller_uid(found) == uid_of(schedule):
-            return CreatedRun(run=_identity(found))
-        return await self._refused(schedule, found, None, error)
+    async def _find(self, key: ObjectKey) -> Json | None:
+        try:
+            return await self.kube.get(AGENT_RUNS, key.namespace, key.name)
+        except NotFound:
+            return None
 
-    async def _refused(self, schedule: Json, run: Json, scheduled_at: datetime | None, error: ApiError) -> CreatedRun:
+    async def _adopt(self, schedule: Json, found: Json, scheduled_at: datetime, earlier: frozenset[str]) -> CreatedRun:
+        """An earlier attempt has created it; or somebody else has, who knows the name and can write any owner."""
+        problem = await self._strangeness(schedule, found, earlier)
+        if problem is None:
+            return CreatedRun(run=_identity(found))
+        remedy = f"Delete AgentRun {key_of(found).name} and trigger the schedule with annotation {TRIGGER}"
+        return await self._refused(
+            schedule, found, scheduled_at, f"there is one of that name already, {problem}. {remedy}"
+        )
+
+    async def _strangeness(self, schedule: Json, found: Json, earlier: frozenset[str]) -> str | None:
+        """Return why a run is not what an attempt has created, or None."""
+        if schedule_of(found) != (key_of(schedule), uid_of(schedule)):
+            return "which is not owned by the schedule"
+        if not is_created_by(found, await own_user(self.kube)):
+            return f"created by {creator_of(found)}"
+        digest = lasting_digest(found["spec"])
+        if digest in earlier or digest == await self._admitted_digest(schedule):
+            return None
+        return "whose spec is not that of spec.runTemplate"
+
+    async def _admitted_digest(self, schedule: Json) -> str | None:
+        """Return the digest of a run of the template as admission would have it, or None where that refuses it."""
+        body = make_run(schedule, DRY_RUN_AT)
+        try:
+            admitted = await self.kube.create(AGENT_RUNS, key_of(schedule).namespace, body, dry_run=True)
+        except QuotaExceeded:
+            raise  # which tells nothing of the run
+        except (Invalid, Forbidden):
+            return None
+        return lasting_digest(admitted["spec"])
+
+    async def _tell_waiting(self, schedule: Json, body: Json, scheduled_at: datetime, error: ApiError) -> None:
+        note = f"The run of {timestamp(scheduled_at)} is created when the quota allows it; it is tried again. {error}"
+        await self._tell(schedule, f"{key_of(body).name}.quota", Reason.QUOTA_EXCEEDED, note)
+
+    async def _refused(self, schedule: Json, run: Json, scheduled_at: datetime, words: str) -> CreatedRun:
         name = key_of(run).name
-        problem = f"AgentRun {name} cannot be created: {error}"
-        when = f" for {timestamp(scheduled_at)}" if scheduled_at else ""
+        problem = f"AgentRun {name} cannot be created: {words}"
+        note = f"There is no run for {timestamp(scheduled_at)}. {problem}"
+        await self._tell(schedule, f"{name}.refused", Reason.RUN_REFUSED, note)
+        return CreatedRun(problem=problem)
+
+    async def _tell(self, schedule: Json, name: str, reason: Reason, note: str) -> None:
         await tell_event(
             self.kube,
             {"apiVersion": AGENT_SCHEDULES.api_version, "kind": AGENT_SCHEDULES.kind, **schedule},
-            name=f"{name}.refused",
+            name=name,
             kind="Warning",
-            reason=Reason.RUN_REFUSED,
+            reason=reason,
             action="CreateRun",
-            note=f"There is no run{when}. {problem}",
+            note=note,
             now=self.now(),
         )
-        logger.warning("AgentSchedule %s: %s", key_of(schedule), problem)
-        return CreatedRun(problem=problem)
+        logger.warning("AgentSchedule %s: %s", key_of(schedule), note)
+
+
+def _note_attempt(digest: str) -> frozenset[str]:
+    """Note with Temporal what is about to be created, and return what all attempts have tried, this one included.
+
+    Where an answer was lost and the template is edited before the next attempt, this tells the run of the earlier one from
+    a stranger's: nothing in the object could, since whoever creates one may write anything there.
+    """
+    noted = (*activity.info().heartbeat_details, digest)
+    tried = tuple(dict.fromkeys(map(str, noted)))[-ATTEMPTS_NOTED:]
+    activity.heartbeat(*tried)
+    return frozenset(tried)
 
 
 def _identity(run: Json) -> RunIdentity:

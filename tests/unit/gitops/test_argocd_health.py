@@ -331,12 +331,22 @@ def test_a_session_that_was_edited(before: Json, expected: str) -> None:
     assert health("AgentSession", {**before, "metadata": {**before["metadata"], "generation": 2}})[0] == expected
 
 
-def settled_schedule(*, paused_since: str | None = None, **spec: Any) -> Json:
+def settled_schedule(*, paused_since: str | None = None, quota: str | None = None, **spec: Any) -> Json:
     """A schedule that Temporal has."""
     obj = schedule(**spec)
     is_paused = paused_since is not None or bool(spec.get("suspend"))
     view = ScheduleView("sha256:0", b"", is_paused, paused_since or "", (NOW + timedelta(hours=1),))
-    status = settled_status(obj, view, schedule_id="s", active=(), finished=None, orders={}, problem=None, now=NOW)
+    status = settled_status(
+        obj,
+        view,
+        schedule_id="s",
+        active=(),
+        finished=None,
+        orders={},
+        quota_problem=quota,
+        problem=None,
+        now=NOW,
+    )
     return with_status(obj, status)
 
 
@@ -365,6 +375,7 @@ def refused_schedule(reason: Reason) -> Json:
             Reason.SCHEDULE_FAILED,
             id="Temporal is away",
         ),
+        pytest.param(settled_schedule(quota="full"), "Progressing", Reason.QUOTA_EXCEEDED, id="the quota is full"),
     ],
 )
 def test_agent_schedule(obj: Json, status: str, reason: Reason) -> None:

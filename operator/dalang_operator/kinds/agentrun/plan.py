@@ -8,7 +8,7 @@ D  started            not asked                  nothing; with `cancel`: cancel 
 E  unfinished         closed                     write how it ended, from its last report if it left one
 F  started            missing, seen twice        WorkflowLost, final
 G  unfinished         its code fails             Stalled; past timeout + 10 min: terminate, Failed
-H  finished           never asked                delete it when its time is over
+H  finished           never asked                delete it when its time, and its schedule's firing, is over
 J  unfinished         open, but no worker        say so; past its timeout or cancelled: terminate, final
 K  awaits approval    open                       as D; its clock stands still, and it needs no worker
 L  decided, awaits    open, but no worker        say so; the decision is kept
@@ -40,6 +40,7 @@ from dalang_operator.kinds.agentrun.status import (
     unstalled_status,
     waiting_status,
 )
+from dalang_operator.kinds.agentschedule.runs import firing_of
 from dalang_operator.kinds.instructions import MISSING_SECONDS, ConfigMaps, config_map_exists
 from dalang_operator.kinds.reach import Gap, Reach, TooMany
 from dalang_operator.kinds.validity import invalidity
@@ -55,6 +56,8 @@ NO_WORKER_PATIENCE = timedelta(seconds=10)
 """How long a pool may take to start a worker before a run says that it waits for one."""
 NO_WORKER_GRACE = timedelta(seconds=30)
 """Timeout and cancel are the workflow's own affair; so long after them the controller ends a run that has no worker."""
+FIRING_SECONDS = 5.0
+"""When a run whose time is over is looked at again, since its schedule's firing is not."""
 SECOND_LOOK_SECONDS = 60.0
 """Between the two looks that must both find no workflow before a run is called lost."""
 
@@ -103,6 +106,9 @@ class Observed:
     """A worker of the run's pool is ready."""
     pool_message: str = ""
     """What the pool says about that."""
+    is_firing: bool = False
+    """Its schedule's firing does not know yet that it has ended, and may not even know that it was created: were the run
+    deleted, it would be created again. Found out only where it matters (`needs_firing`)."""
     awake_since: datetime | None = None
     """When a run that awaits approval was told what it has not acted on yet: a decision, or that a time-out is due."""
 
@@ -286,15 +292,17 @@ def _plan_without_worker(observed: Observed, run: Json, workflow_id: str) -> Pla
             return Plan()
         return Plan((WriteStatus(waiting_status(run, Reason.RUNNING, STARTED_MESSAGE, observed.now)),))
     why = _no_worker(observed, run)
-    stop = _stop(run, workflow_id, "its pool has no worker to end it")
+    stop_reason = "its pool has no worker to end it"
     if observed.cancel_sent:
         if observed.now < observed.cancel_sent + NO_WORKER_GRACE:
             return Plan(requeue_after=NO_WORKER_GRACE.total_seconds())
         message = f"Cancelled. {why}"
-        return Plan((stop, WriteStatus(ended_status(run, Phase.CANCELLED, Reason.CANCELLED, message, observed.now))))
+        status = ended_status(run, Phase.CANCELLED, Reason.CANCELLED, message, observed.now)
+        return Plan(_end(run, workflow_id, stop_reason, status))
     if observed.now >= _deadline(observed, run) + NO_WORKER_GRACE:
         message = f"limits.timeout passed while waiting for a worker. {why}"
-        return Plan((stop, WriteStatus(ended_status(run, Phase.FAILED, Reason.TIMEOUT, message, observed.now))))
+        status = ended_status(run, Phase.FAILED, Reason.TIMEOUT, message, observed.now)
+        return Plan(_end(run, workflow_id, stop_reason, status))
     if report_seq(run) or observed.now < _started_at(run) + NO_WORKER_PATIENCE:
         return Plan()
     return Plan((WriteStatus(waiting_status(run, Reason.WORKER_MISSING, why, observed.now)),))
@@ -309,7 +317,7 @@ def _plan_problem(observed: Observed, run: Json, workflow_id: str) -> Plan:
         return Plan((WriteStatus(stalled_status(run, observed.problem, observed.now)),))
     message = f"The workflow's code failed until long past the run's timeout. Temporal: {observed.problem}"
     status = ended_status(run, Phase.FAILED, Reason.WORKFLOW_TASK_FAILING, message, observed.now)
-    return Plan((_stop(run, workflow_id, "its code fails, past its timeout"), WriteStatus(status)))
+    return Plan(_end(run, workflow_id, "its code fails, past its timeout", status))
 
 
 def _started_at(run: Json) -> datetime:
@@ -358,7 +366,16 @@ def _plan_expiry(observed: Observed, run: Json) -> Plan:
     left = (parse_timestamp(run["status"]["finishedAt"]) + ttl - observed.now).total_seconds()
     if left > 0:
         return Plan(requeue_after=left)
+    if observed.is_firing:
+        return Plan(requeue_after=FIRING_SECONDS)
     return Plan((DeleteRun(uid_of(run), run["metadata"]["resourceVersion"]),))
+
+
+def needs_firing(observed: Observed) -> bool:
+    """Return whether it must be known if the firing of the run's schedule is over: the run is about to be deleted."""
+    run = observed.run
+    is_scheduled = run is not None and is_finished(run) and firing_of(run) is not None
+    return is_scheduled and any(isinstance(action, DeleteRun) for action in plan(observed).actions)
 
 
 def time_to_live(run: Json, run_ttl: timedelta) -> timedelta | None:
@@ -406,11 +423,16 @@ def _stop_gone(observed: Observed, uid: str) -> Action:
     return LeaveOut(observed.exchanges[uid], contract.CancelExchange(run=identity, deleted=True), reason)
 
 
-def _stop(run: Json, workflow_id: str, reason: str) -> Action:
-    """Return what stops a run that the controller ends: with it its workflow, unless that is a session's."""
+def _end(run: Json, workflow_id: str, reason: str, status: Json) -> tuple[Action, Action]:
+    """Return what ends a run by the controller's word. Whichever of the two is done last, the other follows from it.
+
+    A workflow of the run's own stops first: once terminated it is found by the sweep, which leaves that of a finished run
+    alone. In a session the status comes first: a run that was left out is reported no more, while one that is finished is
+    left out as soon as it reports.
+    """
     if session_of(run) is None:
-        return TerminateWorkflow(workflow_id, reason)
-    return _leave_out(run, workflow_id, reason, deleted=True)
+        return TerminateWorkflow(workflow_id, reason), WriteStatus(status)
+    return WriteStatus(status), _leave_out(run, workflow_id, reason, deleted=True)
 
 
 def _leave_out(run: Json, workflow_id: str, reason: str, deleted: bool | None = None) -> LeaveOut:

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from dalang_api.contract import CANCEL_EXCHANGE_SIGNAL, RunInput, Wire, run_workflow_id
+from dalang_api.contract import (
+    CANCEL_EXCHANGE_SIGNAL,
+    RunInput,
+    Wire,
+    run_workflow_id,
+    schedule_id,
+    trigger_workflow_id,
+)
 from dalang_api.v1alpha1.conditions import Reason
 
 from dalang_operator.kinds.agentrun.plan import (
@@ -21,12 +28,14 @@ from dalang_operator.kinds.agentrun.plan import (
     TerminateWorkflow,
     WakePool,
     WriteStatus,
+    needs_firing,
     needs_look,
     needs_waited,
     plan,
     time_waited,
 )
 from dalang_operator.kinds.agentrun.status import pending_status
+from dalang_operator.kinds.agentschedule.runs import firing_of
 from dalang_operator.kinds.agentsession.reconcile import SessionFacts
 from dalang_operator.kinds.config_maps import RecentConfigMaps
 from dalang_operator.kinds.instructions import ConfigMaps
@@ -162,7 +171,7 @@ class RunReconciler:
         exchanges = {uid: self.facts.exchanges[uid] for uid in gone if uid in self.facts.exchanges}
         observed = Observed(key=key, settings=self.settings, now=self.now(), run=run, gone=gone, exchanges=exchanges)
         if run is None or is_finished(run):
-            return observed
+            return replace(observed, is_firing=needs_firing(observed) and await self._is_firing(run))
         uid = uid_of(run)
         agent = self.cache.agent_of_run(run)
         session_name = session_of(run)
@@ -184,6 +193,16 @@ class RunReconciler:
         if needs_waited(observed):
             observed = replace(observed, waited=time_waited(await self._approvals(key, uid), observed.now))
         return observed
+
+    async def _is_firing(self, run: Json | None) -> bool:
+        found = firing_of(run) if run is not None else None
+        if found is None:
+            return False
+        key, firing = found
+        workflow_id = trigger_workflow_id(
+            schedule_id(self.settings.installation, *key, firing.uid), firing.scheduled_at
+        )
+        return (await self.workflows.look(workflow_id)).state is WorkflowState.OPEN
 
     def _problem(self, run: Json) -> str | None:
         """Return why the code of the run's workflow fails, or that of its session's."""

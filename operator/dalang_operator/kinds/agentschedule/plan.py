@@ -8,6 +8,7 @@ D  times refused         any                         likewise, with Temporal's w
 E  as Temporal has it    as it was written           orders of annotations, old runs, status
 F  as Temporal has it    changed there by hand       put it back, with an Event
 G  as Temporal has it    deleted there by hand       create it again, with an Event
+   as Temporal has it    as it was written           where a ResourceQuota is full: also say so, and look again
 H  `pauseOnFailure`      paused by a run's failure   say so; it goes on when the spec changes (B)
 """
 
@@ -44,6 +45,8 @@ RUNS_KEPT = 3
 RECORDED_MAX = 253
 SOON_SECONDS = 2.0
 """When what is about to happen is looked at again."""
+QUOTA_SECONDS = 30.0
+"""When a full ResourceQuota is looked at again; firings try by themselves."""
 AFTER_TIME = timedelta(seconds=1)
 """How long after the next time the status is brought up to date."""
 
@@ -67,6 +70,8 @@ class Observed:
     """Names of finished runs whose firing has not been told, as far as they are about to be deleted."""
     template_problem: str | None = None
     """Why the API server refuses a run of the template."""
+    quota_problem: str | None = None
+    """Why no further run is allowed for now."""
     schedule_problem: str | None = None
     """Why Temporal refuses the times."""
     view: ScheduleView | None = None
@@ -188,6 +193,12 @@ def is_settled(schedule: Json) -> bool:
     return is_known and ready is not None and ready["reason"] in SETTLED_REASONS
 
 
+def waits_for_quota(schedule: Json) -> bool:
+    """Return whether the status says that a ResourceQuota allows no further run."""
+    ready = find_condition(schedule, ConditionType.READY)
+    return ready is not None and ready["reason"] == Reason.QUOTA_EXCEEDED
+
+
 def _plan_present(observed: Observed, schedule: Json) -> Plan:
     if observed.template_problem is not None:
         return _plan_refused(observed, schedule, Reason.INVALID_TEMPLATE, observed.template_problem)
@@ -227,6 +238,7 @@ def _plan_settled(observed: Observed, schedule: Json, view: ScheduleView) -> Pla
         active=observed.active,
         finished=observed.finished,
         orders=orders.recorded,
+        quota_problem=observed.quota_problem,
         problem=backfill_problem(schedule["metadata"].get("annotations", {}).get(BACKFILL, "")),
         now=observed.now,
     )
@@ -237,10 +249,11 @@ def _plan_settled(observed: Observed, schedule: Json, view: ScheduleView) -> Pla
 def _requeue_after(observed: Observed, status: Json) -> float | None:
     if observed.firing:
         return SOON_SECONDS
-    if not status.get("nextRuns"):
-        return None
-    left = parse_timestamp(status["nextRuns"][0]) + AFTER_TIME - observed.now
-    return max(left.total_seconds(), SOON_SECONDS)
+    again = [QUOTA_SECONDS] if observed.quota_problem else []
+    if status.get("nextRuns"):
+        left = parse_timestamp(status["nextRuns"][0]) + AFTER_TIME - observed.now
+        again.append(max(left.total_seconds(), SOON_SECONDS))
+    return min(again, default=None)
 
 
 # ── Changes made in Temporal ───────────────────────────────────────────────────────────────────────────────────────
@@ -292,6 +305,9 @@ def _plan_backfill(observed: Observed, schedule: Json, value: str) -> Action:
     if problem := backfill_problem(value):
         return refused_backfill(schedule, value, problem)
     begin, end = _period(value)
+    if end > observed.now:
+        words = f"Annotation {BACKFILL}: the second time has not come yet; a backfill is for times that have passed"
+        return refused_backfill(schedule, value, words)
     # Forbid would create one run of them all: so they are created one after another, whatever the policy else.
     policy: PolicyName = "Allow" if policy_of(schedule) == "Allow" else "QueueAll"
     return BackfillRuns(_id(observed, schedule), begin, end, policy, _request_id(schedule, BACKFILL, value))

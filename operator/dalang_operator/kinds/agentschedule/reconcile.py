@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from dalang_api.contract import (
     RUN_ENDED_SIGNAL,
@@ -43,6 +43,7 @@ from dalang_operator.kinds.agentschedule.plan import (
     plan,
     refused_backfill,
     surplus_runs,
+    waits_for_quota,
     wrong_count,
 )
 from dalang_operator.kinds.agentschedule.runs import (
@@ -51,12 +52,13 @@ from dalang_operator.kinds.agentschedule.runs import (
     Firing,
     firing_of,
     gone_run_ended,
+    is_run_of,
     make_run,
     run_ended,
 )
 from dalang_operator.kinds.agentschedule.status import failed_status
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
-from dalang_operator.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
+from dalang_operator.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound, QuotaExceeded
 from dalang_operator.kube.events import tell_event
 from dalang_operator.kube.resources import (
     AGENT_RUNS,
@@ -69,8 +71,8 @@ from dalang_operator.kube.resources import (
     uid_of,
 )
 from dalang_operator.kube.status import clip, write_status
+from dalang_operator.kube.user import own_user
 from dalang_operator.runtime.cache import Cache, is_finished
-from dalang_operator.runtime.references import schedule_of
 from dalang_operator.temporal.errors import ArgumentRefused, TemporalError, WorkflowNotFound
 
 logger = logging.getLogger(__name__)
@@ -82,6 +84,8 @@ TRIGGER_REACH = timedelta(minutes=1)
 """How far back a second is looked for that no other run has."""
 
 _Fact = TypeVar("_Fact")
+_Look = Literal["done", "again", "due"]
+"""What a look at a firing came to: nothing is left, look again soon, or its run has not been created."""
 
 
 class KubePort(Protocol):
@@ -147,6 +151,8 @@ class ScheduleFacts:
     triggered: dict[ObjectKey, set[datetime]] = field(default_factory=dict)
     """The times given to the last triggers, whose runs may not be known yet."""
 
+    user: str | None = ""
+    """As whom the operator creates runs. Empty: not asked yet; None: the API server does not tell."""
     failing_since: dict[ObjectKey, datetime] = field(default_factory=dict)
     """Keys that Temporal could not be told of, and when that was the first time in a row."""
 
@@ -178,8 +184,9 @@ class ScheduleReconciler:
         schedule = self.cache.schedules.get(key)
         if schedule is None or uid_of(schedule) in gone:
             schedule = await self._read(AGENT_SCHEDULES, key)
-        left = await self._end_firings(key, schedule, firings)
-        requeue_after = await self._carry_out(await self._observe(key, schedule, gone))
+        looks = await self._end_firings(key, schedule, firings)
+        left = frozenset(firing for firing, look in looks.items() if look == "again")
+        requeue_after = await self._carry_out(await self._observe(key, schedule, gone, "due" in looks.values()))
         self._settle(key, gone, firings - left)
         may_be_paused = firings and schedule is not None and pauses_on_failure(schedule)  # by Temporal, a moment later
         return SOON_SECONDS if left or may_be_paused else requeue_after
@@ -188,33 +195,41 @@ class ScheduleReconciler:
 
     async def _end_firings(
         self, key: ObjectKey, schedule: Json | None, firings: frozenset[Firing]
-    ) -> frozenset[Firing]:
-        """Tell each of these firings whose run has ended; returns those that have to be looked at again soon."""
+    ) -> dict[Firing, _Look]:
+        """Tell each of these firings whose run has ended; returns what is left to do."""
         if schedule is None:
-            return frozenset()  # removed with their schedule
-        return frozenset([each for each in sorted(firings) if await self._is_left(key, schedule, each)])
+            return {}  # removed with their schedule
+        return {each: await self._look_at(key, schedule, each) for each in sorted(firings)}
 
-    async def _is_left(self, key: ObjectKey, schedule: Json, firing: Firing) -> bool:
+    async def _look_at(self, key: ObjectKey, schedule: Json, firing: Firing) -> _Look:
         run_key = ObjectKey(key.namespace, scheduled_run_name(key.name, firing.uid, firing.scheduled_at))
-        if firing.uid != uid_of(schedule) or self.cache.runs.get(run_key) is not None:
-            return False
+        cached, user = self.cache.runs.get(run_key), await self._user()
+        if firing.uid != uid_of(schedule) or (cached is not None and is_run_of(schedule, cached, user)):
+            return "done"
         workflow_id = trigger_workflow_id(schedule_id(self.installation, *key, firing.uid), firing.scheduled_at)
         run = await self._read(AGENT_RUNS, run_key)
-        if run is not None and schedule_of(run) == (key, firing.uid):
-            ended = run_ended(run) if is_finished(run) else None
-            if ended is not None:
-                await self._tell(schedule, workflow_id, run_key.name, ended)
-            return False
+        if run is not None and is_run_of(schedule, run, user):
+            await self._tell_if_finished(schedule, workflow_id, run)
+            return "done"
         created = await self.schedules.created_run(workflow_id)
-        if created is None or created.run is None:
-            return False  # it has not been created yet, or the firing has ended without
+        if created is None:
+            return "due"
+        if created.run is None:
+            return "done"  # the firing has ended without
+        if run is not None and uid_of(run) == created.run.uid:  # by an operator of another name
+            await self._tell_if_finished(schedule, workflow_id, run)
+            return "done"
         view = await self.workflows.look(
             run_workflow_id(self.installation, run_key.namespace, run_key.name, created.run.uid)
         )
         ended = gone_run_ended(created.run.uid, view)
         if ended is not None:
             await self._tell(schedule, workflow_id, run_key.name, ended)
-        return ended is None
+        return "again" if ended is None else "done"
+
+    async def _tell_if_finished(self, schedule: Json, workflow_id: str, run: Json) -> None:
+        if is_finished(run):
+            await self._tell(schedule, workflow_id, key_of(run).name, run_ended(run))
 
     async def _tell(self, schedule: Json, workflow_id: str, run: str, ended: RunEnded) -> None:
         """Tell a firing what became of its run, once or more.
@@ -237,30 +252,32 @@ class ScheduleReconciler:
 
     # ── Observe ──
 
-    async def _observe(self, key: ObjectKey, schedule: Json | None, gone: frozenset[str]) -> Observed:
+    async def _observe(self, key: ObjectKey, schedule: Json | None, gone: frozenset[str], is_run_due: bool) -> Observed:
         observed = Observed(key, self.installation, self.now(), schedule, gone)
         if schedule is None or schedule["metadata"].get("deletionTimestamp"):
             return observed
         finished = await self._finished(key, schedule)
         observed = replace(
             observed,
-            active=tuple(self._active(key, schedule)),
+            active=tuple(await self._active(key, schedule)),
             finished=finished,
             firing=frozenset([run async for run in self._firing(key, schedule, finished or ())]),
         )
-        if not is_settled(schedule):
-            observed = replace(observed, template_problem=await self._template_problem(key, schedule))
+        if is_run_due or not is_settled(schedule) or waits_for_quota(schedule):
+            observed = await self._try_template(observed, schedule)
         return replace(observed, view=await self._describe(schedule))
 
-    def _active(self, key: ObjectKey, schedule: Json) -> list[Json]:
+    async def _active(self, key: ObjectKey, schedule: Json) -> list[Json]:
+        user = await self._user()
         found = map(self.cache.runs.get, self.cache.runs.by("schedule", *key))
-        return [run for run in found if run is not None and schedule_of(run) == (key, uid_of(schedule))]
+        return [run for run in found if run is not None and is_run_of(schedule, run, user)]
 
     async def _finished(self, key: ObjectKey, schedule: Json) -> tuple[Json, ...] | None:
         """Return the finished runs, or None where none has ended since they were listed."""
         version = (uid_of(schedule), schedule["metadata"]["generation"])
         if self.facts.listed.get(key) == version:
             return None
+        user = await self._user()
         self.facts.listed[key] = version  # before the list: a run that ends meanwhile takes it away again
         found: list[Json] = []
         try:
@@ -268,7 +285,7 @@ class ScheduleReconciler:
             async for page, _ in self.kube.list_pages(
                 AGENT_RUNS, key.namespace, fields="status.finishedAt!=", labels=labels
             ):
-                found += [run for run in page if schedule_of(run) == (key, uid_of(schedule))]
+                found += [run for run in page if is_run_of(schedule, run, user)]
         except BaseException:
             self.facts.listed.pop(key, None)
             raise
@@ -287,15 +304,25 @@ class ScheduleReconciler:
                 self.facts.run_left(run)
                 yield key_of(run).name
 
-    async def _template_problem(self, key: ObjectKey, schedule: Json) -> str | None:
-        """Ask the API server, admission included, whether it would take a run of the template."""
+    async def _try_template(self, observed: Observed, schedule: Json) -> Observed:
+        """Ask the API server, admission included, whether it would take a run of the template.
+
+        Once Temporal has the schedule, what is refused fails its firings, which say so; only a full quota passes by itself.
+        """
         try:
-            await self.kube.create(AGENT_RUNS, key.namespace, make_run(schedule, DRY_RUN_AT), dry_run=True)
-        except AlreadyExists:
-            return None
+            await self.kube.create(AGENT_RUNS, observed.key.namespace, make_run(schedule, DRY_RUN_AT), dry_run=True)
+        except QuotaExceeded as error:
+            return replace(observed, quota_problem=str(error))
         except (Invalid, Forbidden) as error:
-            return str(error)
-        return None
+            return observed if is_settled(schedule) else replace(observed, template_problem=str(error))
+        except AlreadyExists:
+            return observed
+        return observed
+
+    async def _user(self) -> str | None:
+        if self.facts.user == "":
+            self.facts.user = await own_user(self.kube)
+        return self.facts.user
 
     async def _describe(self, schedule: Json) -> ScheduleView | None:
         try:

@@ -1,5 +1,7 @@
 """The AgentRuns of a schedule: how one is made, whose one is, and what became of one."""
 
+import hashlib
+import json
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -16,6 +18,9 @@ SCHEDULED_AT = "dalang.dev/scheduled-at"
 """Annotation of the time a run was created for."""
 DRY_RUN_AT = datetime.fromtimestamp(0, UTC)
 """The time of the run that is only asked for: no run is created for it."""
+_CREATED_BY = "dalang.dev/created-by"
+_MUTABLE = frozenset({"cancel", "ttlAfterFinished"})
+"""Fields of an AgentRun's spec that may be changed later."""
 
 
 class Firing(NamedTuple):
@@ -65,6 +70,37 @@ def firing_of(run: Json) -> tuple[ObjectKey, Firing] | None:
     return (owner[0], Firing(owner[1], scheduled_at)) if scheduled_at else None
 
 
+def is_run_of(schedule: Json, run: Json, user: str | None) -> bool:
+    """Return whether the operator created this run for this schedule: its owner alone anybody may have written.
+
+    Args:
+        schedule: The AgentSchedule.
+        run: An AgentRun of its namespace.
+        user: As whom the operator creates runs; None: unknown. It counts where the API server notes who created a run.
+    """
+    found, key, uid = firing_of(run), key_of(schedule), uid_of(schedule)
+    if found is None or schedule_of(run) != (key, uid):
+        return False
+    return key_of(run).name == scheduled_run_name(key.name, uid, found[1].scheduled_at) and is_created_by(run, user)
+
+
+def is_created_by(run: Json, user: str | None) -> bool:
+    """Return whether nothing says that another user created the run."""
+    return user is None or creator_of(run) in {None, user}
+
+
+def creator_of(run: Json) -> str | None:
+    """Return who created the run, where an admission policy noted it."""
+    creator: str | None = run["metadata"].get("annotations", {}).get(_CREATED_BY)
+    return creator
+
+
+def lasting_digest(spec: Json) -> str:
+    """Return a digest of what never changes in an AgentRun's spec."""
+    lasting = {name: value for name, value in spec.items() if name not in _MUTABLE}
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
+
+
 def run_ended(run: Json) -> RunEnded:
     """Return what is to be told of a run that has ended."""
     succeeded = find_condition(run, ConditionType.SUCCEEDED) or {}
@@ -75,7 +111,8 @@ def run_ended(run: Json) -> RunEnded:
 def gone_run_ended(uid: str, view: WorkflowView) -> RunEnded | None:
     """Return what is to be told of a run that is gone; None while its workflow may yet say how it ends.
 
-    One that ends and is deleted at once, by its `ttlAfterFinished`, counts as what it came to.
+    One that ended and was deleted before it was told counts as what it came to; one of a session, which has no workflow of
+    its own, as deleted. Its `ttlAfterFinished` deletes none before it was told.
     """
     report = view.report
     if view.state is WorkflowState.OPEN:

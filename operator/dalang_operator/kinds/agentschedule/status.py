@@ -10,7 +10,7 @@ from dalang_operator.kinds.agentschedule.runs import firing_of
 from dalang_operator.kube.resources import Json, key_of
 from dalang_operator.kube.status import condition, find_condition, timestamp, with_conditions, without_condition
 
-SETTLED_REASONS = frozenset({Reason.SCHEDULED, Reason.SUSPENDED, Reason.PAUSED_ON_FAILURE})
+SETTLED_REASONS = frozenset({Reason.SCHEDULED, Reason.SUSPENDED, Reason.PAUSED_ON_FAILURE, Reason.QUOTA_EXCEEDED})
 """Reasons that say that Temporal has the schedule as the object says it."""
 NEXT_MAX = 5
 ACTIVE_MAX = 20
@@ -25,6 +25,7 @@ def settled_status(
     active: Iterable[Json],
     finished: Sequence[Json] | None,
     orders: Json,
+    quota_problem: str | None,
     problem: str | None,
     now: datetime,
 ) -> Json:
@@ -37,13 +38,14 @@ def settled_status(
         active: Its unfinished runs.
         finished: Its finished runs, or None: what the status says of them stands.
         orders: Annotations' values that are carried out now.
+        quota_problem: Why no further run is allowed for now.
         problem: What is wrong with an annotation.
         now: The time.
     """
     next_times = [] if view.is_paused else [time for time in view.next_times if time > now]
     return _without_empty(
         {
-            **_with(schedule, _conditions(schedule, view, problem), now),
+            **_with(schedule, _conditions(schedule, view, quota_problem, problem), now),
             **_runs(schedule, active, finished),
             **orders,
             "nextRuns": list(map(timestamp, next_times[:NEXT_MAX])),
@@ -69,16 +71,19 @@ def failed_status(schedule: Json, words: str, now: datetime) -> Json:
     return _with(schedule, [condition(ConditionType.READY, "False", Reason.SCHEDULE_FAILED, message)], now)
 
 
-def _conditions(schedule: Json, view: ScheduleView, problem: str | None) -> list[Json]:
+def _conditions(schedule: Json, view: ScheduleView, quota_problem: str | None, problem: str | None) -> list[Json]:
     more = f". {problem}" if problem else ""
     if is_suspended(schedule):
         return [condition(ConditionType.READY, "True", Reason.SUSPENDED, f"spec.suspend is set{more}")]
     if pauses_on_failure(schedule) and view.is_paused_on_failure:
-        message = f"{view.notes[:1].upper()}{view.notes[1:]}. It goes on when its spec is changed{more}"
+        message = f"{view.notes[:1].upper()}{view.notes[1:].rstrip('.')}. It goes on when its spec is changed{more}"
         return [
             condition(ConditionType.READY, "False", Reason.PAUSED_ON_FAILURE, message),
             condition(ConditionType.STALLED, "True", Reason.PAUSED_ON_FAILURE, message),
         ]
+    if quota_problem:
+        message = f"Runs that are due are created when the quota allows it. {quota_problem}{more}"
+        return [condition(ConditionType.READY, "False", Reason.QUOTA_EXCEEDED, message)]
     said = "status.nextRuns has the next times" if view.next_times else "There are no more times"
     return [condition(ConditionType.READY, "True", Reason.SCHEDULED, f"{said}{more}")]
 

@@ -9,6 +9,7 @@ from dalang_operator.kube.errors import (
     Gone,
     Invalid,
     NotFound,
+    QuotaExceeded,
     Terminating,
     Unavailable,
     from_response,
@@ -26,6 +27,16 @@ from dalang_operator.kube.errors import (
             "in namespace x because it is being terminated",
             Terminating,
             id="403 while a namespace goes",
+        ),
+        pytest.param(
+            403,
+            "Forbidden",
+            'agentruns.dalang.dev "x" is forbidden: exceeded quota: few, requested: count/agentruns.dalang.dev=1',
+            QuotaExceeded,
+            id="403 by a quota",
+        ),
+        pytest.param(
+            403, "Forbidden", "denied request: you have exceeded quota: no", Forbidden, id="403 in like words"
         ),
         pytest.param(404, "NotFound", "", NotFound, id="404"),
         pytest.param(409, "AlreadyExists", "", AlreadyExists, id="409 of a create"),

@@ -8,6 +8,7 @@ import pytest
 from dalang_api import contract
 from dalang_api.v1alpha1.conditions import ConditionType
 from dalang_operator.kinds.agentrun.plan import (
+    FIRING_SECONDS,
     SECOND_LOOK_SECONDS,
     Action,
     CancelWorkflow,
@@ -20,6 +21,7 @@ from dalang_operator.kinds.agentrun.plan import (
     TerminateWorkflow,
     WakePool,
     WriteStatus,
+    needs_firing,
     needs_look,
     needs_waited,
     plan,
@@ -372,6 +374,11 @@ def chain(count: int, **spec: Any) -> list[Json]:
             id="deleted when its own time is over",
         ),
         pytest.param(
+            observed(finished_run(ago=timedelta(minutes=6), ttlAfterFinished="5m"), is_firing=True),
+            [],
+            id="not before its schedule's firing is over: it would be created again",
+        ),
+        pytest.param(
             observed(finished_run(ago=timedelta(hours=25), metadata={"generateName": "r"})),
             [DeleteRun("uid-r1", "10")],
             id="a generated name has the operator's time to live",
@@ -411,6 +418,33 @@ def test_plan(given: Observed, actions: list[Any]) -> None:
 def test_a_finished_run_is_looked_at_again_when_its_time_is_over() -> None:
     given = observed(finished_run(ago=timedelta(minutes=2), ttlAfterFinished="5m"))
     assert plan(given) == Plan(requeue_after=180.0)
+
+
+FIRED = contract.scheduled_run_name("nightly", "uid-nightly", NOW)
+OWNED = {"ownerReferences": [{"kind": "AgentSchedule", "name": "nightly", "uid": "uid-nightly", "controller": True}]}
+
+
+@pytest.mark.parametrize(
+    ("obj", "expected"),
+    [
+        pytest.param(
+            finished_run(FIRED, ago=timedelta(minutes=6), ttlAfterFinished="5m", metadata=OWNED), True, id="over"
+        ),
+        pytest.param(
+            finished_run(FIRED, ago=timedelta(minutes=4), ttlAfterFinished="5m", metadata=OWNED), False, id="not yet"
+        ),
+        pytest.param(finished_run(FIRED, ago=timedelta(days=9), metadata=OWNED), False, id="it stays"),
+        pytest.param(
+            finished_run(FIRED, ago=timedelta(minutes=6), ttlAfterFinished="5m"), False, id="no schedule created it"
+        ),
+        pytest.param(started_run(FIRED, ttlAfterFinished="5m", metadata=OWNED), False, id="unfinished"),
+    ],
+)
+def test_the_firing_is_asked_for_when_a_run_is_about_to_be_deleted(obj: Json, expected: bool) -> None:
+    assert needs_firing(observed(obj)) == expected
+    firing = plan(observed(obj, is_firing=True))
+    assert not any(isinstance(action, DeleteRun) for action in firing.actions)
+    assert not expected or firing.requeue_after == FIRING_SECONDS
 
 
 def test_the_second_look_for_a_lost_workflow_comes_a_minute_later() -> None:
@@ -644,16 +678,16 @@ def awaiting_exchange(**spec: Any) -> Json:
         pytest.param(
             observed(sent_exchange(cancel=True), cancel_sent=NOW - timedelta(minutes=1), **NO_WORKER),
             [
-                leave_out("its pool has no worker to end it", deleted=True),
                 ("status", "Cancelled", "Cancelled", "Cancelled", True),
+                leave_out("its pool has no worker to end it", deleted=True),
             ],
-            id="cancelled, and no worker does it",
+            id="cancelled, and no worker does it: a run left out is not reported, so that comes last",
         ),
         pytest.param(
             observed(sent_exchange(limits={"timeout": "10m"}), **NO_WORKER),
             [
-                leave_out("its pool has no worker to end it", deleted=True),
                 ("status", "Failed", "Timeout", "Timeout", True),
+                leave_out("its pool has no worker to end it", deleted=True),
             ],
             id="its time is over, and no worker sees that: the session stays",
         ),
@@ -665,8 +699,8 @@ def awaiting_exchange(**spec: Any) -> Json:
         pytest.param(
             observed(sent_exchange(limits={"timeout": "10m"}), problem="category=WorkflowTaskFailed"),
             [
-                leave_out("its code fails, past its timeout", deleted=True),
                 ("status", "Failed", "WorkflowTaskFailing", "WorkflowTaskFailing", True),
+                leave_out("its code fails, past its timeout", deleted=True),
             ],
             id="its session's code fails until long past its time",
         ),
@@ -700,4 +734,4 @@ def test_a_session_lowers_the_time_its_runs_have() -> None:
     [waits] = plan(given).actions
     assert summary(waits) == ("status", "Running", "WorkerMissing", None, False)
     lowered = replace(given, session={"spec": {"limits": {"timeout": "10m"}}})
-    assert [summary(action)[1:3] for action in plan(lowered).actions[1:]] == [("Failed", "Timeout")]
+    assert [summary(action)[1:3] for action in plan(lowered).actions[:1]] == [("Failed", "Timeout")]

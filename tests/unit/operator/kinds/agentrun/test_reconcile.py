@@ -7,8 +7,16 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from dalang_api.contract import CancelExchange, RunIdentity, RunInput, Wire
-from dalang_operator.kinds.agentrun.plan import Settings
+from dalang_api.contract import (
+    CancelExchange,
+    RunIdentity,
+    RunInput,
+    Wire,
+    schedule_id,
+    scheduled_run_name,
+    trigger_workflow_id,
+)
+from dalang_operator.kinds.agentrun.plan import FIRING_SECONDS, Settings
 from dalang_operator.kinds.agentrun.reconcile import ENDING_SECONDS, RunFacts, RunReconciler
 from dalang_operator.kinds.agentsession.reconcile import SessionFacts
 from dalang_operator.kinds.config_maps import RecentConfigMaps
@@ -145,7 +153,7 @@ class World:
         """The run exists, and the watch has told so."""
         self.cache.runs.put(self.kube.add(obj))
 
-    async def reconcile(self) -> float | None:
+    async def reconcile(self, key: ObjectKey = KEY) -> float | None:
         wake: Callable[[ObjectKey], None] = self.woken.append
         reconciler = RunReconciler(
             self.kube,
@@ -159,7 +167,7 @@ class World:
             self.sessions,
             self.woken_sessions.append,
         )
-        return await reconciler.reconcile(KEY)
+        return await reconciler.reconcile(key)
 
     @property
     def status(self) -> Json:
@@ -232,6 +240,24 @@ async def test_a_run_that_left_the_watch_because_it_finished_is_left_alone() -> 
     world.now = NOW + timedelta(minutes=5)
     await world.reconcile()
     assert world.kube.writes == [("delete", "r1")]
+
+
+async def test_a_schedules_run_is_deleted_after_its_firing_has_ended() -> None:
+    """Else a firing that was never told that it was created would create it again."""
+    world, schedule_name, uid = World(), "r", "abc"
+    scheduled_at = NOW - timedelta(minutes=1)
+    name = scheduled_run_name(schedule_name, uid, scheduled_at)
+    owner = {"kind": "AgentSchedule", "name": schedule_name, "uid": uid, "controller": True}
+    finished = started_run(name, seq=1, ttlAfterFinished="1s", metadata={"ownerReferences": [owner]})
+    finished["status"]["finishedAt"] = "2026-11-20T11:59:00Z"
+    world.kube.add(finished)
+    firing = trigger_workflow_id(schedule_id(INSTALLATION, "shop", schedule_name, uid), scheduled_at)
+    world.workflows.views[firing] = WorkflowView(WorkflowState.OPEN)
+    assert await world.reconcile(ObjectKey("shop", name)) == FIRING_SECONDS
+    assert world.kube.writes == []
+    world.workflows.views[firing] = WorkflowView(WorkflowState.COMPLETED)
+    await world.reconcile(ObjectKey("shop", name))
+    assert world.kube.writes == [("delete", name)]
 
 
 async def test_a_run_that_the_reporter_of_this_process_ended_is_not_read_again() -> None:
@@ -418,6 +444,26 @@ async def test_a_session_that_has_ended_is_looked_at_when_a_run_of_it_is_cancell
     await world.reconcile()
     assert (world.sessions.doubtful, world.woken_sessions) == ({CHAT_ID}, [CHAT])
     assert world.facts.cancel_sent == {}
+
+
+async def test_a_run_of_a_session_that_the_controller_ends_has_ended_before_its_session_is_told() -> None:
+    """Killed, or refused, in between the session would otherwise have left it out, and never report of it again."""
+    world = World()
+    world.workflows.views[CHAT_ID] = WorkflowView(WorkflowState.OPEN, "run-1")
+    obj = sent_exchange(limits={"timeout": "10m"})
+    world.has(obj)
+    world.cache.deployments.put(
+        {"metadata": {"namespace": "shop", "name": "dalang-default", "uid": "d", "resourceVersion": "1"}}
+    )
+    newer = {**obj, "metadata": {**obj["metadata"], "resourceVersion": "11"}}
+    world.kube.add(newer)  # somebody wrote it, and the watch has not told so yet
+    with pytest.raises(Conflict):
+        await world.reconcile()
+    assert world.workflows.calls == []
+    world.has(newer)
+    await world.reconcile()
+    assert world.status["finishedAt"]
+    assert world.workflows.signals == [CancelExchange(run=RunIdentity(name="r1", uid="uid-r1"), deleted=True)]
 
 
 async def test_a_deleted_run_of_a_session_leaves_the_session_its_workflow() -> None:

@@ -173,6 +173,28 @@ FAILED_NOTE = "paused since AgentRun x ended as Failed: no"
             id="E: suspended",
         ),
         pytest.param(
+            observed(schedule(), quota_problem="full"), ["Create"], id="B: a full quota keeps no schedule from Temporal"
+        ),
+        pytest.param(
+            observed(schedule(status=known()), quota_problem="full", view=VIEW),
+            ["WriteStatus False QuotaExceeded"],
+            id="E: it is said",
+        ),
+        pytest.param(
+            observed(schedule(status=known("QuotaExceeded", "False")), view=VIEW),
+            ["WriteStatus True Scheduled"],
+            id="E: until there is room",
+        ),
+        pytest.param(
+            observed(
+                schedule(status=known("QuotaExceeded", "False"), pauseOnFailure=True),
+                quota_problem="full",
+                view=replace(VIEW, is_paused=True, notes=FAILED_NOTE),
+            ),
+            ["WriteStatus False PausedOnFailure"],
+            id="H: whatever the quota says",
+        ),
+        pytest.param(
             observed(schedule(status=known()), view=replace(VIEW, digest="sha256:2")),
             ["TellEvent DriftCorrected", "Update"],
             id="F: other times",
@@ -267,6 +289,16 @@ def test_a_backfill_creates_all_of_its_runs(policy: str, expected: str) -> None:
     assert (backfill.policy, backfill.begin, backfill.end) == (expected, NOW - timedelta(hours=2), NOW)
 
 
+def test_a_backfill_of_times_to_come_is_refused() -> None:
+    value = f"{at(-timedelta(hours=2))}/{at(timedelta(seconds=1))}"
+    obj = schedule(status=known(), metadata={"annotations": {"dalang.dev/backfill": value}})
+    event, write = plan(observed(obj, view=VIEW)).actions
+    assert isinstance(event, TellEvent)
+    assert isinstance(write, WriteStatus)
+    assert "has not come yet" in event.note
+    assert write.status["backfill"] == value
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
@@ -318,6 +350,23 @@ def test_a_trigger_is_named_by_a_second_that_no_run_has() -> None:
 def status_of(seen: Observed) -> Json:
     [status] = [action.status for action in plan(seen).actions if isinstance(action, WriteStatus)]
     return status
+
+
+def test_a_full_quota_is_looked_at_again_and_stalls_nothing() -> None:
+    seen = observed(schedule(status=known()), quota_problem="exceeded quota: few", view=VIEW)
+    assert plan(seen).requeue_after == 30
+    [is_ready] = status_of(seen)["conditions"]
+    assert is_ready["message"] == "Runs that are due are created when the quota allows it. exceeded quota: few"
+    soon = replace(VIEW, next_times=(NOW + timedelta(seconds=9),))
+    assert plan(replace(seen, view=soon)).requeue_after == 10
+
+
+@pytest.mark.parametrize("words", ["no", "no.", "no.."])
+def test_a_pause_is_told_in_whole_sentences(words: str) -> None:
+    view = replace(VIEW, is_paused=True, notes=f"paused since AgentRun x ended as Failed: {words}")
+    status = status_of(observed(schedule(status=known(), pauseOnFailure=True), view=view))
+    message = "Paused since AgentRun x ended as Failed: no. It goes on when its spec is changed"
+    assert {each["message"] for each in status["conditions"]} == {message}
 
 
 def test_a_status_names_the_next_five_times_and_is_looked_at_when_the_first_has_passed() -> None:

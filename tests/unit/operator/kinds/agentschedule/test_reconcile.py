@@ -11,7 +11,7 @@ from dalang_operator.kinds.agentschedule.plan import BackfillRuns
 from dalang_operator.kinds.agentschedule.reconcile import ScheduleFacts, ScheduleReconciler
 from dalang_operator.kinds.agentschedule.runs import Firing, make_run
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
-from dalang_operator.kube.errors import Conflict
+from dalang_operator.kube.errors import Conflict, QuotaExceeded
 from dalang_operator.kube.resources import AGENT_RUNS, AGENT_SCHEDULES, Json, ObjectKey, Resource, uid_of
 from dalang_operator.runtime.cache import Cache, is_finished
 from dalang_operator.temporal.errors import ArgumentRefused, TemporalError, TemporalUnavailable, WorkflowNotFound
@@ -253,6 +253,70 @@ async def test_a_firing_without_a_run_yet_is_told_nothing_and_forgotten() -> Non
     await world.reconcile()
     assert world.temporal.calls == []
     assert world.facts.firings == {}
+
+
+async def test_a_full_quota_is_said_while_a_run_is_due_and_until_there_is_room() -> None:
+    world = await settled()
+    world.temporal.workflows[FIRING] = WorkflowView(WorkflowState.OPEN)
+    full = QuotaExceeded("exceeded quota: few", 403)
+    world.cluster.refusals = [full]
+    world.facts.firings[KEY] = {Firing("uid-nightly", NOW)}
+    assert await world.reconcile() == 30
+    assert (world.ready()["status"], world.ready()["reason"]) == ("False", "QuotaExceeded")
+    world.cluster.refusals = [full]
+    assert await world.reconcile() == 30
+    await world.reconcile()
+    assert world.ready()["reason"] == "Scheduled"
+    world.cluster.refusals = [full]
+    await world.reconcile()
+    assert world.cluster.refusals == [full], "where nothing is due, nobody asks"
+    assert world.temporal.calls == []
+
+
+async def test_a_schedule_that_is_applied_while_the_quota_is_full_is_scheduled() -> None:
+    world = World()
+    world.put(schedule())
+    world.cluster.refusals = [QuotaExceeded("exceeded quota: few", 403)]
+    await world.reconcile()
+    assert world.temporal.calls == ["create"]
+    assert world.ready()["reason"] == "QuotaExceeded"
+
+
+async def test_runs_of_somebody_else_count_for_nothing() -> None:
+    """They say that they are the schedule's, and where no policy refuses that, at least it is noted who created them."""
+    world = await settled(runHistory={"succeeded": 1, "failed": 0}, pauseOnFailure=True)
+    obj = world.cluster.objects[AGENT_SCHEDULES.kind, KEY]
+    uid = uid_of(world.put_run())
+    for ago in range(1, 4):
+        forged = make_run(obj, NOW - timedelta(seconds=ago))
+        forged["metadata"]["annotations"]["dalang.dev/created-by"] = "eve"
+        world.cluster.put(AGENT_RUNS, {**forged, "status": {"phase": "Running"}})
+    await world.reconcile()
+    assert [each["name"] for each in world.status()["activeRuns"]] == [RUN]
+    world.cluster.finish(RUN)
+    for ago in range(1, 4):
+        name = scheduled_run_name("nightly", "uid-nightly", NOW - timedelta(seconds=ago))
+        world.temporal.workflows[trigger_workflow_id(ID, NOW - timedelta(seconds=ago))] = WorkflowView(
+            WorkflowState.OPEN
+        )
+        world.cluster.finish(name, "Failed")
+    await world.reconcile()
+    world.temporal.workflows[FIRING] = WorkflowView(WorkflowState.COMPLETED)
+    await world.reconcile()
+    assert [run["name"] for run in world.status()["recentRuns"]] == [RUN]
+    assert world.temporal.calls == [f"runEnded Succeeded ended {uid}"]
+    assert len(world.cluster.all(AGENT_RUNS)) == 4
+
+
+async def test_a_run_that_its_firing_knows_is_told_whoever_is_noted_as_its_creator() -> None:
+    """The operator has another account since."""
+    world = await settled()
+    run = world.put_run()
+    annotations = {**run["metadata"]["annotations"], "dalang.dev/created-by": "the-old-account"}
+    world.cluster.put(AGENT_RUNS, {**run, "metadata": {**run["metadata"], "annotations": annotations}})
+    world.cluster.finish(RUN)
+    await world.reconcile()
+    assert world.temporal.calls == [f"runEnded Succeeded ended {uid_of(run)}"]
 
 
 async def test_what_was_left_to_do_is_left_when_temporal_fails() -> None:

@@ -1,6 +1,7 @@
 """How a schedule's run is made, whose one is, and what is told of its end."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from dalang_api.contract import (
@@ -12,7 +13,14 @@ from dalang_api.contract import (
     trigger_workflow_id,
 )
 from dalang_api.v1alpha1.agentrun import AgentRun
-from dalang_operator.kinds.agentschedule.runs import Firing, firing_of, gone_run_ended, make_run, run_ended
+from dalang_operator.kinds.agentschedule.runs import (
+    Firing,
+    firing_of,
+    gone_run_ended,
+    is_run_of,
+    make_run,
+    run_ended,
+)
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.resources import ObjectKey
 
@@ -67,6 +75,31 @@ def test_a_run_has_the_template_and_names_its_schedule() -> None:
 )
 def test_other_runs_are_of_no_firing(obj: dict[str, object]) -> None:
     assert firing_of(obj) is None
+
+
+def run_by(user: str | None = None, *, name: str = "", uid: str = UID) -> dict[str, Any]:
+    made = make_run(schedule(metadata={"uid": uid}), NOW)
+    made["metadata"]["name"] = name or made["metadata"]["name"]
+    if user:
+        made["metadata"]["annotations"]["dalang.dev/created-by"] = user
+    return made
+
+
+@pytest.mark.parametrize(
+    ("obj", "user", "expected"),
+    [
+        pytest.param(run_by(), "operator", True, id="nobody noted who created it"),
+        pytest.param(run_by("operator"), "operator", True, id="by the operator"),
+        pytest.param(run_by("eve"), "operator", False, id="by somebody else"),
+        pytest.param(run_by("operator"), None, True, id="we do not know who we are"),
+        pytest.param(run_by("operator", uid="another"), "operator", False, id="of another schedule of that name"),
+        pytest.param(run_by("operator", name="mine"), "operator", False, id="of a name of its own"),
+        pytest.param(run_by(name="nightly-0tnz3a0abc"), "operator", False, id="named for the time of another schedule"),
+        pytest.param(run(), "operator", False, id="of nobody"),
+    ],
+)
+def test_whose_a_run_is(obj: dict[str, Any], user: str | None, expected: bool) -> None:
+    assert is_run_of(schedule(metadata={"uid": UID}), obj, user) == expected
 
 
 @pytest.mark.parametrize("name", ["nightly", "n" * 52, "a.b-c"])
