@@ -11,7 +11,7 @@ from dalang_cli.approvals.show import printable
 from dalang_cli.chat import session as sessions
 from dalang_cli.chat import terminal
 from dalang_cli.chat.following import RunDeleted, states
-from dalang_cli.chat.progress import Progress, has_succeeded, is_finished, pending_approvals
+from dalang_cli.chat.progress import Progress, has_succeeded, is_finished, is_under_way, pending_approvals
 from dalang_cli.chat.session import SessionOver
 from dalang_cli.chat.terminal import Screen
 from dalang_cli.cluster import ClusterError, Json
@@ -45,14 +45,18 @@ class _Followed:
 
 
 class Conversation:
-    """One session, and what of it was shown."""
+    """One session, and what of it was shown; it is created with the first message, where it is a new one."""
 
-    def __init__(self, cluster: Cluster, session: Json, screen: Screen, *, is_terminal: bool) -> None:
+    def __init__(
+        self, cluster: Cluster, session: Json | None, agent: str, screen: Screen, *, is_terminal: bool
+    ) -> None:
+        """Begin with a session or, where that is None, with an agent for a new one."""
         self._cluster = cluster
         self._session = session
+        self._begins_with = agent
         self._screen = screen
         self._is_terminal = is_terminal
-        self._agent: str | None = sessions.holder(session)
+        self._agent: str | None = sessions.holder(session) if session else agent
         self._user: str | None = None
         """By which name the API server knows the caller, once it has been asked."""
 
@@ -105,9 +109,7 @@ class Conversation:
             case "/cancel":
                 self._cancel_first()
             case "/close":
-                sessions.close(self._cluster, self._session)
-                self._screen.note("The session is closed; its runs that have not begun fail.")
-                raise Leave
+                self._close()
             case _ if text.startswith("/") and not text.startswith("//"):
                 self._screen.error(f"there is no command {text.split()[0]}. /help tells which there are")
             case _:
@@ -121,27 +123,47 @@ class Conversation:
 
     def _say(self, text: str) -> bool:
         """Send a message and follow its run; returns whether there was an answer."""
-        return self._follow(sessions.send(self._cluster, self._session, text))
+        session = self._session or self._begin()
+        return self._follow(session, sessions.send(self._cluster, session, text))
+
+    def _begin(self) -> Json:
+        session = self._session = sessions.begin_session(self._cluster, self._begins_with)
+        name, command = session["metadata"]["name"], self._resume_command(session)
+        self._screen.note(f"AgentSession {name}; to go on with it later: {command}")
+        return session
 
     def _resume(self) -> None:
         """Show where the conversation stands, and follow what is under way."""
-        for line in sessions.recent_lines(self._session):
+        if (session := self._session) is None:
+            return
+        for line in sessions.recent_lines(session):
             self._screen.show(line)
-        for run in sessions.unfinished_runs(self._cluster, self._session):
-            self._screen.note(f"AgentRun {run['metadata']['name']} is under way: {run['spec'].get('input', '')}")
-            self._follow(run)
+        for run in sessions.unfinished_runs(self._cluster, session):
+            stands = "is under way" if is_under_way(run) else "waits"
+            self._screen.note(f"AgentRun {run['metadata']['name']} {stands}: {run['spec'].get('input', '')}")
+            self._follow(session, run)
 
     def _cancel_first(self) -> None:
-        runs = sessions.unfinished_runs(self._cluster, self._session)
-        if not runs:
+        session = self._session
+        runs = sessions.unfinished_runs(self._cluster, session) if session else []
+        if not (session and runs):
             self._screen.note("Nothing is under way.")
             return
         sessions.cancel(self._cluster, runs[0])
-        self._follow(runs[0])
+        self._screen.note(f"AgentRun {runs[0]['metadata']['name']} is told to end: {runs[0]['spec'].get('input', '')}")
+        self._follow(session, runs[0])
+
+    def _close(self) -> None:
+        if self._session:
+            sessions.close(self._cluster, self._session)
+            self._screen.note("The session is closed; its runs that have not begun fail.")
+        else:
+            self._screen.note("Nothing was said, so there is no session to close.")
+        raise Leave
 
     # ── One run ──
 
-    def _follow(self, run: Json) -> bool:
+    def _follow(self, session: Json, run: Json) -> bool:
         """Show what happens to a run until it has ended; returns whether there was an answer.
 
         Raises:
@@ -151,25 +173,26 @@ class Conversation:
         followed = _Followed(run, Progress(self._agent))
         while not is_finished(followed.run):
             try:
-                self._watch(followed)
+                self._watch(session, followed)
             except RunDeleted:
                 self._screen.error(f"AgentRun {followed.name} was deleted")
                 return False
             except KeyboardInterrupt:
                 if not self._is_terminal:
-                    self._screen.note(f"AgentRun {followed.name} goes on; `{self.resume_command}` follows it")
+                    command = self._resume_command(session)
+                    self._screen.note(f"AgentRun {followed.name} goes on; `{command}` follows it")
                     raise
-                self._interrupted(followed)
+                self._interrupted(session, followed)
         self._agent = followed.progress.agent
         if sessions.has_ended_with(followed.run, Reason.SESSION_CLOSED, Reason.SESSION_LOST):
             raise SessionOver(f"the session takes no more runs. {self._begin_another}")
         return has_succeeded(followed.run)
 
-    def _watch(self, followed: "_Followed") -> None:
+    def _watch(self, session: Json, followed: "_Followed") -> None:
         """Show each state of a run until it has ended."""
         for state in states(self._cluster, followed.run):
             if state is None:
-                self._screen.note(sessions.unseen_words(self._cluster, self._session, followed.run))
+                self._screen.note(sessions.unseen_words(self._cluster, session, followed.run))
                 continue
             followed.run = state
             for line in followed.progress.update(state):
@@ -179,7 +202,7 @@ class Conversation:
                     followed.offered.add(pending["name"])
                     self._offer(pending)
 
-    def _interrupted(self, followed: "_Followed") -> None:
+    def _interrupted(self, session: Json, followed: "_Followed") -> None:
         """Ask what Ctrl-C is to mean.
 
         Raises:
@@ -195,7 +218,7 @@ class Conversation:
             )
         except (KeyboardInterrupt, EOFError):
             print()
-            self._screen.note(f"AgentRun {name} goes on; `{self.resume_command}` follows it.")
+            self._screen.note(f"AgentRun {name} goes on; `{self._resume_command(session)}` follows it.")
             raise Leave from None
         if answer == "d":
             followed.offered.clear()
@@ -248,11 +271,9 @@ class Conversation:
             f"It waits. Anybody who may can decide: dalang approve {name} (--set changes arguments), or Ctrl-C here."
         )
 
-    @property
-    def resume_command(self) -> str:
-        """How to go on with the session."""
-        return f"dalang chat session/{self._session['metadata']['name']} -n {self._cluster.namespace}"
+    def _resume_command(self, session: Json) -> str:
+        return f"dalang chat session/{session['metadata']['name']} -n {self._cluster.namespace}"
 
     @property
     def _begin_another(self) -> str:
-        return f"Begin another: dalang chat agent/{self._session['spec']['agentRef']['name']}"
+        return f"Begin another: dalang chat agent/{self._begins_with}"

@@ -18,7 +18,7 @@ from dalang_cli.cluster import ClusterError, ConfigError, Json, Kind, command_pa
 from dalang_cli.naming import NameProblem, find
 
 DESCRIPTION = """Talks to an agent. Each line is an AgentRun in an AgentSession: NAME is a session, to go on with it, or an
-Agent, for a new one. All of it is kept in the cluster, so you may leave and come back."""
+Agent, for a new one, which is created with the first line and closes after 30 days without one. All of it is kept in the cluster, so you may leave and come back."""
 EPILOG = """Without a terminal each line of standard input is a message, and only the answers are printed to standard output;
 the first run that fails ends it.
 
@@ -64,18 +64,17 @@ def main(argv: list[str]) -> int:
 def _chat(cluster: Cluster, kind: Kind, found: Json) -> ExitCode:
     is_terminal = terminal.is_terminal()
     screen = Screen(is_terminal=is_terminal)
-    session = found if kind is AgentSession else sessions.begin_session(cluster, found["metadata"]["name"])
-    sessions.check_open(session)
-    conversation = Conversation(cluster, session, screen, is_terminal=is_terminal)
-    if kind is not AgentSession:
-        screen.note(
-            f"AgentSession {session['metadata']['name']}; to go on with it later: {conversation.resume_command}"
-        )
+    session = found if kind is AgentSession else None
+    if session:
+        sessions.check_open(session)
+    agent = sessions.begins_with(session) if session else found["metadata"]["name"]
+    conversation = Conversation(cluster, session, agent, screen, is_terminal=is_terminal)
     if problem := sessions.problem(found):
         screen.note(f"{found['kind']} {found['metadata']['name']} is not ready: {problem}")
     if not is_terminal:
         return ExitCode.DONE if conversation.send_all() else ExitCode.FAILED
-    screen.note("/help tells the commands; Ctrl-D leaves.")
+    new = "" if session else f"A new conversation with Agent {agent} begins with your first message. "
+    screen.note(f"{new}/help tells the commands; Ctrl-D leaves.")
     conversation.talk()
     return ExitCode.DONE
 

@@ -48,6 +48,11 @@ def is_finished(run: Json) -> bool:
     return bool(_status(run).get("finishedAt"))
 
 
+def is_under_way(run: Json) -> bool:
+    """Return whether the run has begun, and has not ended."""
+    return _status(run).get("phase") in {Phase.RUNNING, Phase.AWAITING_APPROVAL}
+
+
 def has_succeeded(run: Json) -> bool:
     """Return whether it ended with an answer."""
     return _status(run).get("phase") == Phase.SUCCEEDED
@@ -121,6 +126,8 @@ class Progress:
 
 def own_messages(run: Json) -> list[Json]:
     """Return those of the status's messages that came after the run's input: before it is what the session remembers."""
+    if not _status(run).get("turns"):
+        return []  # when its turn has come, and the model was not called yet, there is not even the input
     messages: list[Json] = list(_status(run).get("messages") or [])
     begins = [place for place, each in enumerate(messages) if each["role"] == "User" and not each.get("sender")]
     return messages[begins[-1] + 1 :] if begins else messages

@@ -9,7 +9,7 @@ from dalang_api.v1alpha1.agentrun import AgentRun
 from dalang_api.v1alpha1.agentsession import AgentSession
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
 
-from dalang_cli.chat.progress import Line, Shown, is_finished
+from dalang_cli.chat.progress import Line, Shown, is_finished, is_under_way
 from dalang_cli.cluster import Json, Kind
 
 
@@ -31,10 +31,15 @@ class SessionPort(Protocol):
     def patch(self, kind: Kind, name: str, patch: Json) -> Json: ...
 
 
+IDLE_TIMEOUT = "720h"
+"""After how long without a message a session that a chat began closes: most are never closed by hand."""
+
+
 def begin_session(cluster: SessionPort, agent: str) -> Json:
     """Create a session with an agent; returns it."""
     metadata = {"generateName": f"chat-{agent}-"}
-    return cluster.create(AgentSession, _object(AgentSession, metadata, {"agentRef": {"name": agent}}))
+    spec = {"agentRef": {"name": agent}, "idleTimeout": IDLE_TIMEOUT}
+    return cluster.create(AgentSession, _object(AgentSession, metadata, spec))
 
 
 def send(cluster: SessionPort, session: Json, text: str) -> Json:
@@ -46,10 +51,22 @@ def send(cluster: SessionPort, session: Json, text: str) -> Json:
 
 
 def unfinished_runs(cluster: SessionPort, session: Json) -> list[Json]:
-    """Return the runs of a session that have not ended, in the order in which they are carried out."""
+    """Return the runs of a session that have not ended: the one that is under way, then those that wait, in their order."""
     selector = f"spec.sessionRef.name={session['metadata']['name']},status.finishedAt="
     runs = [run for run in cluster.read_all(AgentRun, field_selector=selector)[0] if not is_finished(run)]
-    return sorted(runs, key=lambda run: (run["metadata"]["creationTimestamp"], run["metadata"]["name"]))
+    return sorted(runs, key=_turn)
+
+
+def _turn(run: Json) -> tuple[bool, str, bool, int, str]:
+    """Return by what the runs of a session are ordered.
+
+    Of those created within one second the operator sends the one with the lowest resourceVersion first, and then writes its
+    status, which gives it a new one: so those that were sent are in their order, and come before those that were not.
+    """
+    metadata, status = run["metadata"], run.get("status") or {}
+    is_sent = bool((status.get("workflow") or {}).get("id"))
+    version = int(metadata["resourceVersion"])
+    return not is_under_way(run), metadata["creationTimestamp"], not is_sent, version, metadata["name"]
 
 
 def cancel(cluster: SessionPort, run: Json) -> None:
@@ -111,7 +128,12 @@ def recent_lines(session: Json) -> list[Line]:
 
 def holder(session: Json) -> str:
     """Return who holds the conversation."""
-    return str((session.get("status") or {}).get("agent") or session["spec"]["agentRef"]["name"])
+    return str((session.get("status") or {}).get("agent") or begins_with(session))
+
+
+def begins_with(session: Json) -> str:
+    """Return the agent with whom a session begins."""
+    return str(session["spec"]["agentRef"]["name"])
 
 
 def unseen_words(cluster: SessionPort, session: Json, run: Json) -> str:

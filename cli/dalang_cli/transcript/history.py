@@ -16,6 +16,7 @@ from dalang_api.contract import (
     Exchange,
     ModelCall,
     ModelReply,
+    ReportResult,
     Retrying,
     RunInput,
     RunReport,
@@ -54,6 +55,7 @@ RESULTS: Mapping[str, type[Wire]] = {
     contract.TOOL_ACTIVITY: ToolOutcome,
     contract.MCP_ACTIVITY: ToolOutcome,
     contract.SUMMARY_ACTIVITY: SummaryReply,
+    contract.REPORT_ACTIVITY: ReportResult,
 }
 SIGNALS: Mapping[str, type[Wire]] = {
     contract.EXCHANGE_SIGNAL: Exchange,
@@ -238,7 +240,7 @@ class _Decoder:
     async def _value(self, payloads: Payloads, wanted: type[_W] | None) -> _W | None:
         if wanted is None or not payloads.payloads:
             return None
-        decoded: list[_W] = await self._converter.decode(payloads.payloads[:1], [wanted])
+        decoded: list[_W | None] = await self._converter.decode(payloads.payloads[:1], [wanted])
         return decoded[0]
 
     def _words(self, failure: Failure) -> str:

@@ -21,6 +21,7 @@ from dalang_api.contract import (
     Message,
     ModelCall,
     ModelReply,
+    ReportResult,
     Retrying,
     RunIdentity,
     RunInput,
@@ -56,13 +57,32 @@ class _Thread:
     """Messages whose words are told, or need not be."""
 
 
+@dataclass(frozen=True)
+class _Memory:
+    """What the model knows of the conversation."""
+
+    length: int | None = None
+    """How many messages, the summary among them; None where that cannot be told."""
+    given_up: int = 0
+    """Messages that were said and are not among them any more."""
+    has_summary: bool = False
+
+
 @dataclass
 class _Run:
     """How far the run is that is being told."""
 
     identity: RunIdentity | None = None
     """None: the workflow is that of the run itself."""
+    asked_with: int | None = None
+    """How many messages it was sent with; None where that is not known, or it is no session's."""
     threads: dict[str, _Thread] = field(default_factory=dict)
+    main: _Thread | None = None
+    """The conversation as the run goes on with it; one that is shortened is a thread anew."""
+    has_no_summary: bool = False
+    """A summary was wanted, and failed."""
+    checkpoint: _Memory = _Memory()
+    """What the conversation comes back to should the run not succeed."""
     turns: dict[int, tuple[str, str]] = field(default_factory=dict)
     """For each turn: the thread it was made in, and the agent who made it."""
     told_calls: set[str] = field(default_factory=set)
@@ -92,9 +112,7 @@ class Reader:
         self._results: dict[tuple[str, str], ToolResultPart] = {}
         """What models were told of calls, by the run's uid and the call's id."""
         self._is_first = True
-        self._given_up = 0
-        """Messages that are known by a summary only; likewise below, whether there is one."""
-        self._has_summary = False
+        self._memory = _Memory()
         self._knows_all = True
         """Whether the conversation's beginning was read."""
         self._is_closing = self._has_ended = False
@@ -145,7 +163,10 @@ class Reader:
 
     def _session_started(self, session: SessionInput) -> Iterator[Entry]:
         state = session.state
-        if state is not None:
+        if state is None:
+            self._memory = _Memory(length=0)
+        else:
+            self._memory = replace(self._memory, length=len(state.messages), has_summary=state.summary is not None)
             self._over |= {*state.seen} - {exchange.run.uid for exchange in state.queue}
             for exchange in state.queue:
                 self._sent(exchange)
@@ -159,7 +180,6 @@ class Reader:
         runs = "1 run" if state.runs == 1 else f"{state.runs} runs"
         messages = state.messages
         if state.summary is not None:
-            self._has_summary = True
             text = f"The first {runs} are past Temporal's retention. Of what was said then, there is a summary"
             messages = messages[1:]
             yield Entry(Kind.NOTE, f"{text} and the last {len(messages)} messages.")
@@ -196,8 +216,8 @@ class Reader:
 
     def _cancelled(self, cancel: CancelExchange) -> Iterator[Entry]:
         run = cancel.run
-        if run.uid in self._over:
-            return
+        if run.uid in self._over or (run.uid == self._run.uid and self._run.has_ended):
+            return  # what has ended stays as it was
         if cancel.deleted:
             self._exchanges.pop(run.uid, None)
             self._over.add(run.uid)
@@ -241,6 +261,8 @@ class Reader:
             case SummaryCall():
                 yield from self._retried(closed, "", "The summary")
                 yield from self._summarised(asked, closed)
+            case RunReport(run=RunIdentity() as run, finished_at=str()):
+                yield from self._told(run, closed)
 
     def _ended(self, how: str, why: str) -> Iterator[Entry]:
         self._has_ended = how != "continued"
@@ -253,9 +275,11 @@ class Reader:
         """Tell that a run of the session begins, once."""
         if identity is None or identity == self._run.identity or identity.uid in self._over:
             return
+        if not self._run.has_ended and self._run.identity:
+            self._memory = self._run.checkpoint  # it was deleted: nobody was told of its end
         self._over.add(self._run.uid)
-        self._run = _Run(identity)
         exchange = self._exchanges.pop(identity.uid, None)
+        self._run = _Run(identity, len(exchange.messages) if exchange else None, checkpoint=self._memory)
         yield self._entry(Kind.RUN, identity.name)
         if exchange is not None:
             yield from self._input(exchange.messages)
@@ -280,9 +304,19 @@ class Reader:
             f", ${report.cost_usd}" if report.cost_usd else ""
         )
         words = f"{report.phase}, {report.reason}: {report.message} ({figures})"
-        if report.run and report.phase != "Succeeded":
+        if report.phase == "Succeeded":
+            self._memory = replace(self._memory, length=self._run.main.length if self._run.main else None)
+        elif report.run:
+            self._memory = self._run.checkpoint
             words += ". The conversation stays as it was before this run"
         yield self._entry(Kind.END, words, is_error=report.phase != "Succeeded")
+
+    def _told(self, run: RunIdentity, closed: Closed) -> Iterator[Entry]:
+        """Tell that the end of a run was told to nobody, which the conversation goes by if it has not gone on."""
+        if isinstance(closed.value, ReportResult) and closed.value.gone and run.uid == self._run.uid:
+            self._memory = self._run.checkpoint
+            words = "was deleted, or ended by the operator, before its end was told"
+            yield self._entry(Kind.NOTE, f"AgentRun {run.name} {words}. The conversation stays as it was before it")
 
     def _model_called(self, call: ModelCall) -> Iterator[Entry]:
         self._run.turns[call.turn] = (call.thread, call.agent)
@@ -293,12 +327,32 @@ class Reader:
             thread = self._run.threads[call.thread] = _Thread(call.thread, self._depth(call.thread))
             # What a conversation begins with is told; what an agent called as a tool is told, is only here.
             thread.length = 0 if thread.depth else total
+            if not thread.depth:
+                yield from self._forgotten(total)
+                self._run.main = thread
         if total < thread.length:
             yield self._entry(Kind.NOTE, "The reply before was not used: the model is called again", thread=call.thread)
         for place, message in enumerate(tail, call.count):
             if place >= thread.length:
                 yield from self._added(message, call)
         thread.length = total
+
+    def _forgotten(self, total: int) -> Iterator[Entry]:
+        """Tell how many messages a conversation was shortened by without a summary: no event of its own says so."""
+        run, memory = self._run, self._memory
+        if run.asked_with is None or memory.length is None:
+            return
+        # Where the run goes on anew, since all did not fit the model's context, what was before it is given up.
+        is_anew = run.main is not None
+        left = min(memory.length, 1 if memory.has_summary else 0) if is_anew else total - run.asked_with
+        dropped = memory.length - left
+        self._memory = replace(memory, length=left, given_up=memory.given_up + max(dropped, 0))
+        if not is_anew and not run.has_no_summary:
+            run.checkpoint = self._memory
+        if dropped > 0:
+            self._knows_all = False
+            words = f"From here on the model does not know the oldest {dropped} of its messages any more"
+            yield self._entry(Kind.NOTE, f"{words}: no summary was made")
 
     def _added(self, message: Message, call: ModelCall) -> Iterator[Entry]:
         """Tell a message that the workflow put into a thread."""
@@ -348,14 +402,18 @@ class Reader:
 
     def _summarised(self, call: SummaryCall, closed: Closed) -> Iterator[Entry]:
         reply = closed.value
-        # The first of them is the summary before, where there was one.
-        self._given_up += call.count - (1 if self._has_summary else 0)
         if not isinstance(reply, SummaryReply):
-            words = "could not be summarised, and are not known to the model any more"
-            yield self._entry(Kind.NOTE, f"The oldest {call.count} messages {words}: {closed.problem}")
+            self._run.has_no_summary = True
+            yield self._entry(Kind.NOTE, f"The oldest {call.count} messages could not be summarised: {closed.problem}")
             return
-        self._has_summary = True
-        count = self._given_up if self._knows_all else 0
+        memory = self._memory
+        length = None if memory.length is None else memory.length - call.count + 1
+        # The first of them is the summary before, where there was one.
+        given_up = memory.given_up + call.count - (1 if memory.has_summary else 0)
+        self._memory = _Memory(length, given_up, has_summary=True)
+        if self._run.main is None:
+            self._run.checkpoint = self._memory  # made before the run's first turn, it is kept whatever becomes of it
+        count = given_up if self._knows_all else 0
         yield self._entry(Kind.SUMMARY, reply.summary, count=count)
 
     # ── Approvals ──

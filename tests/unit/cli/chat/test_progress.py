@@ -24,7 +24,13 @@ def run(phase: str = "Running", reason: str = "Running", text: str = "", seq: in
     outcome = {"Succeeded": "True", "Failed": "False"}.get(phase, "Unknown")
     condition = {"type": "Succeeded", "status": outcome, "reason": reason, "message": text}
     ended = {"finishedAt": AT} if outcome != "Unknown" else {}
-    whole = {"phase": phase, "observedGeneration": 1, "conditions": [condition], "workflow": {"reportSeq": seq}}
+    whole = {
+        "phase": phase,
+        "observedGeneration": 1,
+        "conditions": [condition],
+        "workflow": {"reportSeq": seq},
+        "turns": 1,
+    }
     return {"status": {"agent": "support", **whole, **ended, **status}}
 
 
@@ -42,6 +48,12 @@ def run(phase: str = "Running", reason: str = "Running", text: str = "", seq: in
 )
 def test_own_messages(messages: list[Json], own: list[Json]) -> None:
     assert own_messages(run(messages=messages)) == own
+
+
+def test_what_was_said_before_the_first_turn_is_not_its_own() -> None:
+    """A run that was queued reports that it begins: its input does not stand among the messages then."""
+    begins = run(messages=[said("User", "Hi"), said("Assistant", "Hello", "support")], turns=0)
+    assert own_messages(begins) == []
 
 
 @pytest.mark.parametrize(

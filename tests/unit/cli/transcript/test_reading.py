@@ -1,16 +1,35 @@
 """What a transcript makes of the recorded histories, each of one shape."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from dalang_api.contract import (
+    CancelExchange,
+    Exchange,
+    Message,
+    ModelCall,
+    ModelReply,
+    ReportResult,
+    RunIdentity,
+    RunReport,
+    SessionInput,
+    SessionSettings,
+    SummaryCall,
+    SummaryReply,
+    TextPart,
+    Wire,
+)
 from dalang_api.process import data_converter
 from dalang_cli.transcript.entries import Entry, Kind
-from dalang_cli.transcript.history import facts
+from dalang_cli.transcript.history import Closed, Fact, Scheduled, Signalled, Started, facts
 from dalang_cli.transcript.reading import Reader
 from dalang_cli.transcript.show import Lines
 from temporalio.client import WorkflowHistory
 
+AT = datetime(2026, 1, 2, tzinfo=UTC)
 HISTORIES = Path(__file__).parents[3] / "workflow" / "histories"
 
 
@@ -178,6 +197,139 @@ async def test_a_session_that_continued_as_new() -> None:
     assert [(entry.text, entry.at is None) for entry in rest if entry.kind is Kind.USER] == [
         (f"say {number}", number < 6) for number in range(9)
     ]
+
+
+class Told:
+    """A history as a session without tools writes it, as far as its transcript is made of it."""
+
+    def __init__(self) -> None:
+        self.facts: list[Fact] = [Started(AT, SessionInput(agent="desk", settings=SessionSettings()))]
+        self._thread = 0
+
+    def send(self, name: str) -> None:
+        exchange = Exchange(
+            run=RunIdentity(name=name, uid=name),
+            agent="desk",
+            messages=[said("user", name)],
+            max_turns=9,
+            timeout_seconds=9.0,
+            snapshot_digest="d",
+        )
+        self.facts.append(Signalled(AT, exchange))
+
+    def summarise(self, name: str, count: int, text: str | None) -> None:
+        run = RunIdentity(name=name, uid=name)
+        call = SummaryCall(snapshot="d", model="m", thread="s", count=count, digest="d", run=run)
+        self._do(call, SummaryReply(summary=text) if text else None)
+
+    def call(self, name: str, before: int, *, failure: str = "") -> None:
+        """Call the model in a thread anew, with so many messages and then the run's own."""
+        self._thread += 1
+        model_call = ModelCall(
+            agent="desk",
+            snapshot="d",
+            thread=f"s{self._thread}",
+            turn=1,
+            count=before + 1,
+            digest="d",
+            run=RunIdentity(name=name, uid=name),
+        )
+        self._do(model_call, None if failure else ModelReply(message=said("assistant", f"So {name}.", "desk")))
+
+    def end(self, name: str, phase: str = "Succeeded", *, gone: bool = False) -> None:
+        report = {
+            "seq": 1,
+            "run_id": "r",
+            "task_queue": "q",
+            "phase": phase,
+            "reason": "…",
+            "message": "…",
+            "agent": "desk",
+            "agents": [],
+            "started_at": "…",
+            "finished_at": "…",
+            "run": {"name": name, "uid": name},
+        }
+        self._do(RunReport.model_validate(report), ReportResult(gone=gone))
+
+    def delete(self, name: str) -> None:
+        cancel = CancelExchange(run=RunIdentity(name=name, uid=name), deleted=True)
+        self.facts.append(Signalled(AT, cancel))
+
+    def exchange(self, name: str, before: int, phase: str = "Succeeded", *, gone: bool = False) -> None:
+        self.send(name)
+        self.call(name, before)
+        self.end(name, phase, gone=gone)
+
+    def notes(self) -> list[str]:
+        return [entry.text for entry in Reader().read(self.facts) if entry.kind is Kind.NOTE]
+
+    def _do(self, asked: Wire, value: Wire | None) -> None:
+        number = len(self.facts)
+        self.facts += [Scheduled(AT, number, asked), Closed(AT, number, value, "" if value else "503")]
+
+
+def said(role: Literal["user", "assistant"], text: str, sender: str | None = None) -> Message:
+    return Message(role=role, parts=[TextPart(text=text)], sender=sender)
+
+
+def forgotten(count: int) -> str:
+    return f"From here on the model does not know the oldest {count} of its messages any more: no summary was made"
+
+
+def test_messages_that_are_dropped() -> None:
+    """No event says so, so they are counted; a run that fails gives its own up, and no more."""
+    told = Told()
+    told.exchange("a", before=0)
+    told.exchange("b", before=2, phase="Failed")
+    told.exchange("c", before=2)
+    told.exchange("d", before=2)
+    told.exchange("e", before=4, gone=True)
+    told.exchange("f", before=4)
+    kept = "AgentRun e was deleted, or ended by the operator, before its end was told. The conversation stays as it was before it"
+    assert told.notes() == [forgotten(2), kept]
+
+
+def test_messages_that_are_summarised_are_not_dropped() -> None:
+    told = Told()
+    told.exchange("a", before=0)
+    told.exchange("b", before=2)
+    told.send("c")
+    told.summarise("c", 2, "They talked.")
+    told.end("c", "Cancelled")  # what was summarised stays so
+    told.exchange("d", before=3)
+    told.send("e")
+    told.summarise("e", 3, None)
+    told.call("e", before=5)
+    told.end("e")
+    told.exchange("f", before=3)
+    assert told.notes() == ["The oldest 3 messages could not be summarised: 503", forgotten(4)]
+
+
+def test_a_run_that_goes_on_anew_since_all_was_too_long() -> None:
+    """What was before it is given up, unless it fails all the same."""
+    told = Told()
+    told.exchange("a", before=0)
+    for name, phase in (("b", "Failed"), ("c", "Succeeded")):
+        told.send(name)
+        told.call(name, before=2, failure="ContextLength")
+        told.call(name, before=0)
+        told.end(name, phase)
+    told.exchange("d", before=2)
+    assert [note for note in told.notes() if "gave no answer" not in note] == [forgotten(2), forgotten(2)]
+
+
+def test_a_run_that_is_deleted() -> None:
+    """Under way it leaves nothing in the conversation; after its end it stays, and nothing needs to be said."""
+    told = Told()
+    told.exchange("a", before=0)
+    told.delete("a")
+    told.send("b")
+    told.call("b", before=2)
+    told.delete("b")
+    told.exchange("c", before=2)
+    told.delete("a")
+    assert told.notes() == ["AgentRun b was deleted. The conversation stays as it was before it"]
 
 
 async def test_lines() -> None:
