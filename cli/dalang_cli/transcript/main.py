@@ -110,7 +110,8 @@ async def _print_transcript(subject: Subject, options: argparse.Namespace) -> Ex
     problem = ""
     try:
         if subject.workflow_id is None:
-            problem = f"{subject.name} has not begun: {_why_not(subject.status)}"
+            begun = "did not begin" if subject.status.get("finishedAt") else "has not begun"
+            problem = f"{subject.name} {begun}: {_why_not(subject.status)}"
         else:
             client = await temporal.connect(temporal.settings(options))
             async for entry in entries(client, subject.workflow_id, subject.run_uid):
@@ -178,6 +179,9 @@ def status_entries(subject: Subject) -> Iterator[Entry]:
         yield Entry(roles[message["role"]], message["content"], **who)
     if (output := status.get("output")) and not (messages and messages[-1]["content"] == output):
         yield Entry(EntryKind.ASSISTANT, output, sender=status.get("agent", ""))
+    if subject.kind is AgentRun and status.get("finishedAt"):
+        phase = status.get("phase", "")
+        yield Entry(EntryKind.END, f"{phase}, {_why_not(status)}", is_error=phase != "Succeeded")
 
 
 def _why_not(status: Json) -> str:
