@@ -250,6 +250,8 @@ def test_a_decision_between_the_time_out_and_the_word_of_it_says_that_it_came_to
     name = f"between-{on_timeout.lower()}"
     run = asking(desk, name, pays(name), holds(f"{name}-end"), TOLD, timeout="6s", onTimeout=on_timeout)
     approval = run.ask()
+    # It shows before the workflow hears that it was made, without which nobody could have decided.
+    system.wait_for("the workflow knows of it", lambda: attempts_to_report(run) == 0)
     with stopped(system, "operator"):
         system.wait_for("the run has gone on", lambda: has_gone_on(run, on_timeout))
         desk.decide(approval, "Approve" if on_timeout == "Reject" else "Reject")
