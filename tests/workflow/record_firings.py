@@ -20,4 +20,6 @@ async def test_firings(temporal_address: str) -> None:
     for shape, workflow_id in (await fire_in_every_shape(Office(client))).items():
         history = await client.get_workflow_handle(workflow_id).fetch_history()
         content = {"workflowId": workflow_id, **history.to_json_dict()}
-        (FIRINGS / f"{shape}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        # Stack traces name files by where this checkout stands.
+        text = json.dumps(content, indent=1, ensure_ascii=False).replace(f"{Path(__file__).parents[2]}/", "")
+        (FIRINGS / f"{shape}.json").write_text(f"{text}\n")
