@@ -491,10 +491,11 @@ def test_a_transcript_of_what_temporal_does_not_know(stage: Stage) -> None:
     stage.answer(run, "In Ubud.", messages=[message("User", "Where is it?"), message("Tool", "Ubud", "track")])
     code, out, err = stage.run("transcript", "run/r")
     assert code == 3
-    assert [line.strip() for line in out.splitlines()] == ["user: Where is it?", "track ← Ubud", "support: In Ubud."]
+    told = ["user: Where is it?", "track ← Ubud", "support: In Ubud.", "end: Succeeded, Answered"]
+    assert [line.strip() for line in out.splitlines()] == told
     assert err.startswith("note: only what the status of AgentRun r has: Temporal knows no workflow dalang.shop.s.1")
     code, out, err = stage.run("transcript", "r", "--temporal-address", "127.0.0.1:1", "-o", "json")
     assert code == 3
     whole = json.loads(out)
-    assert [entry["kind"] for entry in whole["entries"]] == ["User", "Result", "Assistant"]
+    assert [entry["kind"] for entry in whole["entries"]] == ["User", "Result", "Assistant", "End"]
     assert "cannot be reached at 127.0.0.1:1" in whole["incomplete"]

@@ -187,7 +187,7 @@ def status_entries(subject: Subject) -> Iterator[Entry]:
 def _why_not(status: Json) -> str:
     conditions = {each["type"]: each for each in status.get("conditions") or []}
     said = conditions.get("Succeeded") or conditions.get("Ready") or {}
-    return f"{said.get('reason', 'Pending')}: {said.get('message', '')}"
+    return ": ".join(filter(None, (said.get("reason", "Pending"), said.get("message"))))
 
 
 class _TextPrinter:
