@@ -5,11 +5,14 @@ that starts and, while they are missing, by each run that waits: those share one
 """
 
 import asyncio
+from collections.abc import Iterable
 from typing import Protocol
 
+from dalang_operator.kinds.instructions import ConfigMaps
 from dalang_operator.kube.errors import NotFound
 from dalang_operator.kube.resources import CONFIG_MAPS, Json, ObjectKey, Resource
 from dalang_operator.runtime.cache import Cache
+from dalang_operator.runtime.references import instructions_key_of
 
 MEMORY_SECONDS = 5.0
 """How old instructions may be that a run starts with, counted from when they were asked for."""
@@ -59,6 +62,15 @@ class RecentConfigMaps:
             read.add_done_callback(lambda done: self._shorten(key, done))
             asyncio.get_running_loop().call_later(MEMORY_SECONDS, self._forget, key, read)
         return await asyncio.shield(read)
+
+    async def of(self, namespace: str, agents: Iterable[Json]) -> ConfigMaps:
+        """Return the ConfigMaps that Agents of a namespace take their instructions from.
+
+        Raises:
+            ApiError: One could not be read.
+        """
+        names = {source.name for agent in agents if (source := instructions_key_of(agent))}
+        return {name: await self.read(ObjectKey(namespace, name)) for name in sorted(names)}
 
     def _shorten(self, key: ObjectKey, read: asyncio.Task[Json | None]) -> None:
         if read.cancelled() or read.exception() is not None:

@@ -6,12 +6,10 @@ from datetime import datetime
 
 from dalang_operator.kinds.agent.plan import Observed, plan
 from dalang_operator.kinds.config_maps import RecentConfigMaps
-from dalang_operator.kinds.instructions import ConfigMaps
 from dalang_operator.kinds.reach import reached_agents
-from dalang_operator.kube.resources import AGENTS, Json, ObjectKey
+from dalang_operator.kube.resources import AGENTS, ObjectKey
 from dalang_operator.kube.status import StatusPort, write_status
 from dalang_operator.runtime.cache import Cache
-from dalang_operator.runtime.references import instructions_key_of
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,10 @@ class AgentReconciler:
         agent = self.cache.agents.get(key)
         if agent is None:
             return None
-        config_maps = await self._config_maps(key, agent)
+        agents = reached_agents(agent, self.cache.known(key.namespace))
+        config_maps = await self.config_maps.of(key.namespace, agents)
         wanted = plan(Observed(agent, self.cache.known(key.namespace), self.now(), config_maps))
         written = await write_status(self.kube, AGENTS, agent, wanted.status, "controller")
         if written is not None:
             self.cache.agents.put(written)
         return wanted.requeue_after
-
-    async def _config_maps(self, key: ObjectKey, agent: Json) -> ConfigMaps:
-        agents = reached_agents(agent, self.cache.known(key.namespace))
-        sources = {source.name for each in agents if (source := instructions_key_of(each))}
-        return {name: await self.config_maps.read(ObjectKey(key.namespace, name)) for name in sorted(sources)}

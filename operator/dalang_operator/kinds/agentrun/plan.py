@@ -18,7 +18,7 @@ A run of a session is started by its session's reconcile, and shares its workflo
 one; D, J and I tell the workflow to leave this run out instead of stopping it; and while it is queued, J does not hold.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -41,14 +41,14 @@ from dalang_operator.kinds.agentrun.status import (
     waiting_status,
 )
 from dalang_operator.kinds.agentschedule.runs import firing_of
-from dalang_operator.kinds.instructions import MISSING_SECONDS, ConfigMaps, config_map_exists
-from dalang_operator.kinds.reach import Gap, Reach, TooMany
-from dalang_operator.kinds.validity import invalidity
+from dalang_operator.kinds.instructions import ConfigMaps
+from dalang_operator.kinds.reach import Reach
+from dalang_operator.kinds.readiness import Found, Verdict, no_agent, reached, too_large, unready
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.resources import Json, ObjectKey, controller_uid, uid_of
 from dalang_operator.kube.status import find_condition, parse_timestamp
 from dalang_operator.runtime.cache import is_awaiting, is_finished, is_queued, is_started, report_seq
-from dalang_operator.runtime.references import DEFAULT_POOL, instructions_key_of, pool_of, schedule_of, session_of
+from dalang_operator.runtime.references import DEFAULT_POOL, pool_of, schedule_of, session_of
 
 STUCK_GRACE = timedelta(minutes=10)
 """How long past its timeout a run whose workflow code fails is left to Temporal's retries."""
@@ -86,7 +86,7 @@ class Observed:
     session: Json | None = None
     """The AgentSession the run belongs to."""
     agent: Json | None = None
-    reach: Reach | Gap | TooMany | None = None
+    reach: Found = None
     """What the agent can reach, or what is missing; None without agent, and of a run that has started."""
     config_maps: ConfigMaps = field(default_factory=dict)
     """Those that agents in reach take their instructions from."""
@@ -179,17 +179,6 @@ class Plan:
 
     actions: tuple[Action, ...] = ()
     requeue_after: float | None = None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Why a run does not start: it waits, or (`is_final`) it never will."""
-
-    reason: Reason
-    message: str
-    is_final: bool = False
-    again_after: float | None = None
-    """After how many seconds to look again at what no event tells."""
 
 
 def plan(observed: Observed) -> Plan:
@@ -443,67 +432,18 @@ def _leave_out(run: Json, workflow_id: str, reason: str, deleted: bool | None = 
 # ── Starting ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def agent_exists(observed: Observed, run: Json) -> Verdict | None:
-    """There is an Agent of the run's `agentRef`."""
-    if observed.agent:
-        return None
-    name = run["spec"]["agentRef"]["name"]
-    message = f"There is no Agent {name} in namespace {observed.key.namespace}; the run starts when it is applied"
-    return Verdict(Reason.AGENT_NOT_FOUND, message)
-
-
-def nothing_is_missing(observed: Observed, _: Json) -> Verdict | None:
-    """There is all that the agents in reach name: agents, models, pools, MCP servers, retrievers."""
-    gap = observed.reach
-    return Verdict(gap.reason, gap.waiting) if isinstance(gap, Gap) else None
-
-
-def agents_are_few(observed: Observed, _: Json) -> Verdict | None:
-    """A snapshot can hold the agents in reach."""
-    if not isinstance(observed.reach, TooMany):
-        return None
-    message = f"It can reach more than {contract.SNAPSHOT_MAX_AGENTS} agents, which is the most a run may"
-    return Verdict(Reason.INVALID_SPEC, message, is_final=True)
-
-
-def instructions_are_there(observed: Observed, _: Json) -> Verdict | None:
-    """There are the ConfigMaps with instructions; nothing watches those without label, so they are looked for again."""
-    gaps = (config_map_exists(agent, observed.config_maps) for agent in _reached(observed))
-    gap = next(filter(None, gaps), None)
-    return Verdict(gap.reason, gap.waiting, again_after=MISSING_SECONDS) if gap else None
-
-
-def agents_are_valid(observed: Observed, _: Json) -> Verdict | None:
-    """What the agents in reach say makes sense; one that is mended wakes the run, but its ConfigMap may not."""
-    for agent in _reached(observed):
-        if message := invalidity(agent, observed.config_maps):
-            waiting = f"Agent {agent['metadata']['name']}: {message}. The run starts when that is mended"
-            again_after = MISSING_SECONDS if instructions_key_of(agent) else None
-            return Verdict(Reason.INVALID_SPEC, waiting, again_after=again_after)
-    return None
-
-
-START_CHECKS: tuple[Callable[[Observed, Json], Verdict | None], ...] = (
-    agent_exists,
-    nothing_is_missing,
-    agents_are_few,
-    instructions_are_there,
-    agents_are_valid,
-)
-"""What must be so before a run starts; the first that is not gives the reason."""
-
-
 def _plan_start(observed: Observed, run: Json) -> Plan:
-    verdict = next((verdict for check in START_CHECKS if (verdict := check(observed, run))), None)
+    if observed.agent is None:
+        return _plan_not_starting(observed, run, no_agent(run["spec"]["agentRef"]["name"], observed.key.namespace))
+    verdict = unready(observed.reach, observed.config_maps)
     if verdict:
         return _plan_not_starting(observed, run, verdict)
     reach = observed.reach
     assert isinstance(reach, Reach), "checked before"
     run_input = make_run_input(run, reach, observed.config_maps, observed.settings.installation)
-    size = len(run_input.snapshot.model_dump_json(exclude_none=True).encode())
-    if size > contract.SNAPSHOT_MAX_BYTES:
-        message = f"The agents and models it can reach weigh {size} bytes; {contract.SNAPSHOT_MAX_BYTES} are allowed"
-        return _plan_not_starting(observed, run, Verdict(Reason.INVALID_SPEC, message, is_final=True))
+    verdict = too_large(run_input.snapshot)
+    if verdict:
+        return _plan_not_starting(observed, run, verdict)
     start = StartWorkflow(_workflow_id(observed, uid_of(run)), _task_queue(observed), run_input, uid_of(run))
     wake = [WakePool(ObjectKey(observed.key.namespace, pool)) for pool in reach.pools()]
     return Plan((*wake, start))
@@ -511,9 +451,9 @@ def _plan_start(observed: Observed, run: Json) -> Plan:
 
 def _plan_not_starting(observed: Observed, run: Json, verdict: Verdict) -> Plan:
     if verdict.is_final:
-        status = ended_status(run, Phase.FAILED, verdict.reason, verdict.message, observed.now)
+        status = ended_status(run, Phase.FAILED, verdict.reason, verdict.waiting, observed.now)
     else:
-        status = pending_status(run, verdict.reason, verdict.message, observed.now)
+        status = pending_status(run, verdict.reason, verdict.waiting, observed.now)
     return Plan((WriteStatus(status),), verdict.again_after)
 
 
@@ -560,10 +500,6 @@ def _task_queue(observed: Observed) -> str:
     return contract.pool_queue(observed.settings.installation, observed.key.namespace, pool)
 
 
-def _reached(observed: Observed) -> tuple[Json, ...]:
-    return observed.reach.agents if isinstance(observed.reach, Reach) else ()
-
-
 def _agent_versions(observed: Observed, agent: Json) -> list[contract.AgentVersion]:
     """Return the agents of a run that was started unnoticed; of one that cannot be resolved any more its own alone."""
-    return agent_versions(_reached(observed) or (agent,))
+    return agent_versions(reached(observed.reach) or (agent,))

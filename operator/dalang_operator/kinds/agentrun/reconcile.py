@@ -38,7 +38,6 @@ from dalang_operator.kinds.agentrun.status import pending_status
 from dalang_operator.kinds.agentschedule.runs import firing_of
 from dalang_operator.kinds.agentsession.reconcile import SessionFacts
 from dalang_operator.kinds.config_maps import RecentConfigMaps
-from dalang_operator.kinds.instructions import ConfigMaps
 from dalang_operator.kinds.reach import Reach, find_reach
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.errors import Conflict, NotFound
@@ -54,7 +53,7 @@ from dalang_operator.kube.resources import (
 )
 from dalang_operator.kube.status import parse_timestamp, write_status
 from dalang_operator.runtime.cache import Cache, is_finished, is_started
-from dalang_operator.runtime.references import instructions_key_of, session_of
+from dalang_operator.runtime.references import session_of
 from dalang_operator.temporal.errors import TemporalError, WorkflowNotFound
 
 logger = logging.getLogger(__name__)
@@ -223,10 +222,7 @@ class RunReconciler:
         reach = find_reach(agent, self.cache.known(namespace))
         if not isinstance(reach, Reach):
             return replace(observed, reach=reach)
-        sources = {source.name for each in reach.agents if (source := instructions_key_of(each))}
-        config_maps: ConfigMaps = {
-            name: await self.config_maps.read(ObjectKey(namespace, name)) for name in sorted(sources)
-        }
+        config_maps = await self.config_maps.of(namespace, reach.agents)
         return replace(observed, reach=reach, config_maps=config_maps)
 
     def _just_ended(self, gone: frozenset[str]) -> Json | None:

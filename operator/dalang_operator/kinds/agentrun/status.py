@@ -11,7 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from dalang_api import contract
-from dalang_api.contract import AgentVersion, ApprovalEnd, ApprovalRequest, RunReport
+from dalang_api.contract import AgentVersion, ApprovalEnd, ApprovalRequest, RunReport, SessionReport
 from dalang_api.prices import decimal_text
 from dalang_api.v1alpha1.conditions import ConditionType, Phase, Reason
 from pydantic_core import to_json
@@ -148,7 +148,7 @@ def run_status(report: RunReport, run: Json, workflow_id: str, now: datetime) ->
         "agents": [agent.model_dump(exclude_none=True) for agent in report.agents],
         "startedAt": report.started_at,
         "turns": report.turns,
-        "usage": _usage(report),
+        "usage": usage(report),
         "workflow": {
             "id": workflow_id,
             "runId": report.run_id,
@@ -165,7 +165,7 @@ def run_status(report: RunReport, run: Json, workflow_id: str, now: datetime) ->
     if report.structured_output is not None:
         status["structuredOutput"] = report.structured_output
     if report.context:
-        status["context"] = _context(report.context)
+        status["context"] = bounded_context(report.context)
     if report.ended_approvals:
         status["approvals"] = _decided(report.ended_approvals)
     if is_final(report):
@@ -208,18 +208,19 @@ def _decided(ends: list[ApprovalEnd]) -> list[Json]:
     return decided[-_DECIDED_MAX:]
 
 
-def _usage(report: RunReport) -> Json:
-    usage: Json = {
+def usage(report: RunReport | SessionReport) -> Json:
+    """Return the tokens a report tells of, and what they cost."""
+    used: Json = {
         "inputTokens": report.input_tokens,
         "outputTokens": report.output_tokens,
         "totalTokens": report.input_tokens + report.output_tokens,
     }
     if report.cost_usd is not None:
-        usage["costUSD"] = decimal_text(Decimal(report.cost_usd).quantize(_COST_UNIT))
-    return usage
+        used["costUSD"] = decimal_text(Decimal(report.cost_usd).quantize(_COST_UNIT))
+    return used
 
 
-def _context(context: dict[str, str]) -> dict[str, str]:
+def bounded_context(context: dict[str, str]) -> dict[str, str]:
     """Return the context variables within the schema's bounds: a status that breaks one would be refused for ever."""
     return {
         name: clip(context[name], contract.CONTEXT_VALUE_MAX_CHARS)

@@ -18,7 +18,7 @@ Where a run is ended here its status comes first: a session that was not told he
 its status names the workflow a run is this reconcile's alone, from then on the run's own.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal
@@ -44,16 +44,15 @@ from dalang_operator.kinds.agentsession.status import (
     started_status,
     unready_status,
 )
-from dalang_operator.kinds.instructions import MISSING_SECONDS, ConfigMaps, config_map_exists
-from dalang_operator.kinds.reach import Gap, Reach, TooMany
-from dalang_operator.kinds.validity import invalidity
+from dalang_operator.kinds.instructions import ConfigMaps
+from dalang_operator.kinds.reach import Reach
+from dalang_operator.kinds.readiness import Found, Verdict, no_agent, too_large, unready
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.resources import Json, ObjectKey, uid_of
 from dalang_operator.kube.status import parse_timestamp
 from dalang_operator.runtime.cache import is_closed, is_started, queue_pool, version_of
 from dalang_operator.runtime.references import (
     DEFAULT_POOL,
-    instructions_key_of,
     pool_of,
     session_agent_of,
     summary_model_of,
@@ -91,7 +90,7 @@ class Observed:
     has_pool: bool = True
     """There is the AgentPool whose queue its workflow is on; True of one that has none yet."""
     agent: Json | None = None
-    reach: Reach | Gap | TooMany | None = None
+    reach: Found = None
     """What the agent can reach, with the summary's model, or what is missing; None without agent."""
     config_maps: ConfigMaps = field(default_factory=dict)
     """Those that agents in reach take their instructions from."""
@@ -412,7 +411,7 @@ def _plan_open(observed: Observed, session: Json, own: str) -> Plan:
     return Plan((*tell, WriteStatus(status), *rest.actions), rest.requeue_after)
 
 
-def _plan_runs(observed: Observed, session: Json, own: str, verdict: "Verdict | None") -> Plan:
+def _plan_runs(observed: Observed, session: Json, own: str, verdict: Verdict | None) -> Plan:
     if _is_to_close(session):
         return Plan(tuple(WakePool(ObjectKey(observed.key.namespace, pool)) for pool in queue_pool(session)))
     cancelled = _cancel_unsent(observed, own)
@@ -526,7 +525,7 @@ def _cancelled(observed: Observed, run: Json) -> WriteRun:
     return WriteRun(run, ended_status(run, Phase.CANCELLED, Reason.CANCELLED, message, observed.now))
 
 
-def _hold(observed: Observed, verdict: "Verdict") -> list[Action]:
+def _hold(observed: Observed, verdict: Verdict) -> list[Action]:
     """Return what tells the unsent runs why they wait, or that they need not; cancelled ones are not looked at."""
     actions: list[Action] = []
     for run in _unsent(observed):
@@ -557,93 +556,18 @@ def _end(observed: Observed, run: Json, fate: Fate) -> WriteRun:
 # ── Starting ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Why a session takes no run now: its runs wait, or (`is_final`) they never will begin."""
-
-    reason: Reason
-    message: str
-    """As the session says it."""
-    waiting: str
-    """As its runs say it."""
-    is_final: bool = False
-    again_after: float | None = None
-    """After how many seconds to look again at what no event tells."""
-
-
-def agent_exists(observed: Observed, session: Json) -> Verdict | None:
-    """There is an Agent of the session's `agentRef`."""
-    if observed.agent:
-        return None
-    missing = f"There is no Agent {session_agent_of(session)} in namespace {observed.key.namespace}"
-    return Verdict(Reason.AGENT_NOT_FOUND, missing, f"{missing}; the run starts when it is applied")
-
-
-def pool_exists(observed: Observed, session: Json) -> Verdict | None:
-    """There is the pool that the session began in: a workflow stays on its queue, whatever its Agent says by now."""
-    if observed.has_pool:
-        return None
-    missing = f"The session began in AgentPool {' '.join(queue_pool(session))}, which is gone; apply it again"
-    return Verdict(Reason.POOL_NOT_FOUND, missing, f"{missing}, and the run starts")
-
-
-def nothing_is_missing(observed: Observed, _: Json) -> Verdict | None:
-    """There is all that the agents in reach name, and the summary's model."""
-    gap = observed.reach
-    return Verdict(gap.reason, gap.message, gap.waiting) if isinstance(gap, Gap) else None
-
-
-def agents_are_few(observed: Observed, _: Json) -> Verdict | None:
-    """A snapshot can hold the agents in reach."""
-    if not isinstance(observed.reach, TooMany):
-        return None
-    message = f"It can reach more than {contract.SNAPSHOT_MAX_AGENTS} agents, which is the most a run may"
-    return Verdict(Reason.INVALID_SPEC, message, message, is_final=True)
-
-
-def instructions_are_there(observed: Observed, _: Json) -> Verdict | None:
-    """There are the ConfigMaps with instructions; nothing watches those without label, so they are looked for again."""
-    gaps = (config_map_exists(agent, observed.config_maps) for agent in _reached(observed))
-    gap = next(filter(None, gaps), None)
-    return Verdict(gap.reason, gap.message, gap.waiting, again_after=MISSING_SECONDS) if gap else None
-
-
-def agents_are_valid(observed: Observed, _: Json) -> Verdict | None:
-    """What the agents in reach say makes sense; one that is mended wakes the session, but its ConfigMap may not."""
-    for agent in _reached(observed):
-        if message := invalidity(agent, observed.config_maps):
-            message = f"Agent {agent['metadata']['name']}: {message}"
-            again_after = MISSING_SECONDS if instructions_key_of(agent) else None
-            waiting = f"{message}. The run starts when that is mended"
-            return Verdict(Reason.INVALID_SPEC, message, waiting, again_after=again_after)
-    return None
-
-
-def snapshot_is_small(observed: Observed, _: Json) -> Verdict | None:
-    """What the agents and models in reach say fits a snapshot. Looked at where there is a run to take one."""
-    if observed.snapshot is None:
-        return None
-    size = len(observed.snapshot.model_dump_json(exclude_none=True).encode())
-    if size <= contract.SNAPSHOT_MAX_BYTES:
-        return None
-    message = f"The agents and models it can reach weigh {size} bytes; {contract.SNAPSHOT_MAX_BYTES} are allowed"
-    return Verdict(Reason.INVALID_SPEC, message, message, is_final=True)
-
-
-READY_CHECKS: tuple[Callable[[Observed, Json], Verdict | None], ...] = (
-    pool_exists,
-    agent_exists,
-    nothing_is_missing,
-    agents_are_few,
-    instructions_are_there,
-    agents_are_valid,
-    snapshot_is_small,
-)
-"""What must be so before a session takes a run; the first that is not gives the reason."""
-
-
 def _verdict(observed: Observed, session: Json) -> Verdict | None:
-    return next((verdict for check in READY_CHECKS if (verdict := check(observed, session))), None)
+    """Return why the session takes no run now: its runs wait, or never will begin."""
+    if not observed.has_pool:
+        # A workflow stays on the queue of the pool it began in, whatever its Agent says by now.
+        missing = f"The session began in AgentPool {' '.join(queue_pool(session))}, which is gone; apply it again"
+        return Verdict(Reason.POOL_NOT_FOUND, missing, f"{missing}, and the run starts")
+    if observed.agent is None:
+        return no_agent(session_agent_of(session), observed.key.namespace)
+    verdict = unready(observed.reach, observed.config_maps)
+    if verdict or observed.snapshot is None:
+        return verdict
+    return too_large(observed.snapshot)
 
 
 def _plan_start(observed: Observed, session: Json, own: str) -> Plan:
@@ -697,7 +621,3 @@ def _is_to_close(session: Json) -> bool:
 def _task_queue(observed: Observed) -> str:
     pool = pool_of(observed.agent) if observed.agent else DEFAULT_POOL
     return contract.pool_queue(observed.settings.installation, observed.key.namespace, pool)
-
-
-def _reached(observed: Observed) -> tuple[Json, ...]:
-    return observed.reach.agents if isinstance(observed.reach, Reach) else ()

@@ -48,7 +48,7 @@ from dalang_operator.kube.errors import Conflict, NotFound
 from dalang_operator.kube.resources import AGENT_RUNS, AGENT_SESSIONS, Json, ObjectKey, PatchBody, Resource, uid_of
 from dalang_operator.kube.status import parse_timestamp, write_status
 from dalang_operator.runtime.cache import Cache, is_closed, is_finished, is_started, queue_pool
-from dalang_operator.runtime.references import instructions_key_of, session_agent_of, summary_model_of
+from dalang_operator.runtime.references import session_agent_of, summary_model_of
 from dalang_operator.temporal.errors import TemporalError, WorkflowNotFound
 
 logger = logging.getLogger(__name__)
@@ -188,8 +188,7 @@ class SessionReconciler:
         reach = with_model(find_reach(agent, known), summary_model_of(session), known)
         config_maps: ConfigMaps = {}
         if isinstance(reach, Reach):
-            sources = {source.name for each in reach.agents if (source := instructions_key_of(each))}
-            config_maps = {name: await self.config_maps.read(ObjectKey(namespace, name)) for name in sorted(sources)}
+            config_maps = await self.config_maps.of(namespace, reach.agents)
         observed = replace(observed, agent=agent, reach=reach, config_maps=config_maps)
         if not isinstance(reach, Reach) or all(map(is_started, observed.runs)):
             return observed

@@ -5,15 +5,13 @@ reporter all else. Both keep what is the other's.
 """
 
 from datetime import datetime
-from decimal import Decimal
 
 from dalang_api import contract
 from dalang_api.contract import SessionReport
-from dalang_api.prices import decimal_text
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
 from pydantic_core import to_json
 
-from dalang_operator.kinds.agentrun.status import STATUS_MAX_BYTES
+from dalang_operator.kinds.agentrun.status import STATUS_MAX_BYTES, bounded_context, usage
 from dalang_operator.kinds.workflow import WorkflowView
 from dalang_operator.kube.resources import Json
 from dalang_operator.kube.status import (
@@ -25,8 +23,6 @@ from dalang_operator.kube.status import (
     without_condition,
 )
 
-_COST_UNIT = Decimal("1e-9")
-"""The API has nine decimals."""
 _SUMMARY_KEPT = 1024
 """How much of the summary is kept where a status would be too large."""
 
@@ -89,7 +85,7 @@ def session_status(report: SessionReport, session: Json, workflow_id: str, now: 
         "agent": report.agent,
         "runs": report.runs,
         "queuedRuns": report.queued_runs,
-        "usage": _usage(report),
+        "usage": usage(report),
         "startedAt": report.started_at,
         "workflow": {
             "id": workflow_id,
@@ -108,7 +104,7 @@ def session_status(report: SessionReport, session: Json, workflow_id: str, now: 
     if report.summary is not None:
         status["summary"] = clip(report.summary, contract.SUMMARY_MAX_CHARS)
     if report.context:
-        status["context"] = _context(report.context)
+        status["context"] = bounded_context(report.context)
     if report.closed_at is not None:
         message = report.closed_message or "The conversation has ended"
         closed = [condition(ConditionType.READY, "True", Reason.CLOSED, message)]
@@ -116,25 +112,6 @@ def session_status(report: SessionReport, session: Json, workflow_id: str, now: 
         status["observedGeneration"] = session["metadata"]["generation"]
         status["closedAt"] = report.closed_at
     return _fitted(status)
-
-
-def _usage(report: SessionReport) -> Json:
-    usage: Json = {
-        "inputTokens": report.input_tokens,
-        "outputTokens": report.output_tokens,
-        "totalTokens": report.input_tokens + report.output_tokens,
-    }
-    if report.cost_usd is not None:
-        usage["costUSD"] = decimal_text(Decimal(report.cost_usd).quantize(_COST_UNIT))
-    return usage
-
-
-def _context(context: dict[str, str]) -> dict[str, str]:
-    """Return the context variables within the schema's bounds: a status that breaks one would be refused for ever."""
-    return {
-        name: clip(context[name], contract.CONTEXT_VALUE_MAX_CHARS)
-        for name in sorted(context)[: contract.CONTEXT_MAX_VARIABLES]
-    }
 
 
 def _with(session: Json, conditions: list[Json], now: datetime) -> Json:
