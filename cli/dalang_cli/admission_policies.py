@@ -10,7 +10,7 @@ def main(argv: list[str]) -> int:
     """Run the subcommand; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="dalang admission-policies",
-        description="Prints the admission policies that prove who decided an AgentApproval. "
+        description="Prints the admission policies: they prove who decided an AgentApproval, and leave an AgentSchedule's runs to the operator. "
         "Install them with: dalang admission-policies | kubectl apply -f -",
     )
     parser.add_argument(

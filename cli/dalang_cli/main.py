@@ -28,7 +28,7 @@ COMMANDS = {
     "chat": Command("dalang_cli.chat.main", "talk to an agent, or go on with a session"),
     "transcript": Command("dalang_cli.transcript.main", "print all that was said in a run or a session"),
     "admission-policies": Command(
-        "dalang_cli.admission_policies", "print the admission policies that prove who decided an approval"
+        "dalang_cli.admission_policies", "print the admission policies, which prove who decided an approval"
     ),
     "operator": Command("dalang_operator.main", "run the operator (what the operator's Deployment runs)"),
     "worker": Command("dalang_worker.main", "run a worker (what the pods of an AgentPool run)"),

@@ -90,6 +90,8 @@ class AgentApprovalStatus(ApiModel):
     on it. Expired: the run no longer waits, and did not act on it. Superseded: the run asked anew."""
     delivered_at: Timestamp | None = None
     """When Temporal took the decision."""
+    decided_by: Annotated[str, Field(max_length=256)] | None = None
+    """Who decided, as the run was told. Nobody, where nothing proves who it was."""
     conditions: Conditions = []
     """`Ready` is True once the decision was applied; its reason says how far it is, or why it was not used: `TooLate`,
     `Conflicting`, `UnknownRequest`. `Proven` tells whether admission proves who decided."""
@@ -113,7 +115,7 @@ class AgentApproval(Resource):
         {"name": "Tool", "type": "string", "jsonPath": ".spec.tool"},
         {"name": "State", "type": "string", "jsonPath": ".status.state"},
         {"name": "Decision", "type": "string", "jsonPath": ".spec.decision"},
-        {"name": "By", "type": "string", "jsonPath": ".spec.decidedBy"},
+        {"name": "By", "type": "string", "jsonPath": ".status.decidedBy"},
         {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
         {"name": "Question", "type": "string", "jsonPath": ".spec.question", "priority": 1},
     ]

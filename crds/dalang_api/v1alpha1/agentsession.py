@@ -4,10 +4,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from dalang_api.contract import CONTEXT_MAX_BYTES
 from dalang_api.v1alpha1.agent import Limits
 from dalang_api.v1alpha1.agentrun import RecentMessage, Usage, WorkflowReference
 from dalang_api.v1alpha1.schema import (
+    CONTEXT_RULES,
     LIST_ATOMIC,
     ApiModel,
     Conditions,
@@ -39,17 +39,7 @@ class AgentSessionSpec(ApiModel):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            rule(
-                "!has(self.context) || self.context.all(name, name.matches('^[a-zA-Z_][a-zA-Z0-9_]{0,63}$'))",
-                "names in context begin with a letter or _ and have at most 64 letters, digits and _",
-                field_path=".context",
-            ),
-            rule(
-                "!has(self.context) || self.context.map(name, size(name) + size(bytes(self.context[name]))).sum() "
-                f"<= {CONTEXT_MAX_BYTES}",
-                f"context may have at most {CONTEXT_MAX_BYTES} bytes together",
-                field_path=".context",
-            ),
+            *CONTEXT_RULES,
             rule(
                 "!has(self.idleTimeout) || "
                 + readable("self.idleTimeout")

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict, JsonValue
 
+from dalang_api.contract import CONTEXT_MAX_BYTES
+
 DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 """What the API server takes as `metadata.name`, dots included: `gpt-5.1`."""
 
@@ -132,6 +134,21 @@ ContextVariables = Annotated[
     Field(max_length=64),
 ]
 """Context variables by name; a value that is JSON is read as such, any other is text."""
+
+CONTEXT_RULES = (
+    rule(
+        "!has(self.context) || self.context.all(name, name.matches('^[a-zA-Z_][a-zA-Z0-9_]{0,63}$'))",
+        "names in context begin with a letter or _ and have at most 64 letters, digits and _",
+        field_path=".context",
+    ),
+    rule(
+        "!has(self.context) || self.context.map(name, size(name) + size(bytes(self.context[name]))).sum() "
+        f"<= {CONTEXT_MAX_BYTES}",
+        f"context may have at most {CONTEXT_MAX_BYTES} bytes together",
+        field_path=".context",
+    ),
+)
+"""What holds of a spec with `context`."""
 
 Timestamp = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
 """A time in RFC 3339, UTC, whole seconds."""

@@ -31,6 +31,7 @@ with workflow.unsafe.imports_passed_through():
         RetrySettings,
         RunInput,
         RunReport,
+        SessionReport,
         ToolCall,
         ToolOutcome,
         TranscriptPage,
@@ -98,6 +99,22 @@ class Ended:
                 continue
             except ActivityError:
                 workflow.logger.exception("the last report could not be written; the sweep will")
+
+
+def start_report(
+    activity: str, report: RunReport | SessionReport, installation: str, give_up_after: timedelta | None
+) -> ReportHandle:
+    """Have the operator's reporter write what a workflow reports."""
+    return workflow.start_activity(
+        activity,
+        report,
+        task_queue=contract.reporter_queue(installation),
+        start_to_close_timeout=timedelta(seconds=10),
+        schedule_to_close_timeout=give_up_after,
+        retry_policy=REPORT_RETRY,
+        # One that a reporter has at hand is carried out all the same: what it has made is to be known.
+        cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+    )
 
 
 class RunExecution:
@@ -412,16 +429,7 @@ class RunExecution:
         """
         if self._reporting is not None and not self._reporting.done() and workflow.patched(ONE_REPORT):
             self._reporting.cancel()
-        self._reporting = workflow.start_activity(
-            contract.REPORT_ACTIVITY,
-            report,
-            task_queue=contract.reporter_queue(self._target.installation),
-            start_to_close_timeout=timedelta(seconds=10),
-            schedule_to_close_timeout=give_up_after,
-            retry_policy=REPORT_RETRY,
-            # One that a reporter has at hand is carried out all the same: what it has made is to be known.
-            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-        )
+        self._reporting = start_report(contract.REPORT_ACTIVITY, report, self._target.installation, give_up_after)
         return self._reporting
 
     def _turns(self) -> str:

@@ -44,10 +44,10 @@ with workflow.unsafe.imports_passed_through():
     from dalang_worker.workflows.execution import (
         HEARTBEAT_TIMEOUT,
         MODEL_START_TO_CLOSE,
-        REPORT_RETRY,
         Ended,
         ReportHandle,
         RunExecution,
+        start_report,
     )
 
 SNAPSHOTS_KEPT = 3
@@ -256,9 +256,9 @@ class AgentSessionWorkflow:
     @workflow.signal(name=contract.RETRYING_SIGNAL)
     def retrying(self, retrying: Retrying) -> None:
         """Take note that an activity of the run that is under way fails and is tried again."""
-        is_late = self._current is None or (retrying.run is not None and retrying.run.uid != self._current.uid)
-        if self._current is not None and not is_late:
-            self._current.retrying(retrying)
+        current = self._current
+        if current is not None and (retrying.run is None or retrying.run.uid == current.uid):
+            current.retrying(retrying)
 
     @workflow.signal(name=contract.REPORT_AGAIN_SIGNAL)
     def report_again(self) -> None:
@@ -333,14 +333,8 @@ class AgentSessionWorkflow:
         )
 
     def _report(self, closed_at: str | None = None) -> ReportHandle:
-        return workflow.start_activity(
-            contract.REPORT_SESSION_ACTIVITY,
-            self.session_report(self.next_seq(), closed_at),
-            task_queue=contract.reporter_queue(self.target.installation),
-            start_to_close_timeout=timedelta(seconds=10),
-            schedule_to_close_timeout=REPORT_PATIENCE,
-            retry_policy=REPORT_RETRY,
-        )
+        report = self.session_report(self.next_seq(), closed_at)
+        return start_report(contract.REPORT_SESSION_ACTIVITY, report, self.target.installation, REPORT_PATIENCE)
 
     def _end_unbegun(self, run: RunIdentity, phase: Phase, reason: Reason, message: str) -> None:
         """End a run that never began."""
@@ -366,16 +360,7 @@ class AgentSessionWorkflow:
                 "session": self.session_report(seq),
             }
         )
-        self._reports.append(
-            workflow.start_activity(
-                contract.REPORT_ACTIVITY,
-                report,
-                task_queue=contract.reporter_queue(self.target.installation),
-                start_to_close_timeout=timedelta(seconds=10),
-                schedule_to_close_timeout=REPORT_PATIENCE,
-                retry_policy=REPORT_RETRY,
-            )
-        )
+        self._reports.append(start_report(contract.REPORT_ACTIVITY, report, self.target.installation, REPORT_PATIENCE))
 
     async def _all_reported(self) -> None:
         """Wait until all that was reported is written, or cannot be."""
@@ -399,8 +384,6 @@ class _ExchangeExecution(RunExecution):
         memory = session.memory
         self._session = session
         self._exchange = exchange
-        self._before = len(memory.thread.messages)
-        """How many messages were there before the run; what it says counts only if it succeeds."""
         self._task: asyncio.Task[Ended] | None = None
         self._left = memory.thread
         """The conversation as the run has left it."""
@@ -454,21 +437,21 @@ class _ExchangeExecution(RunExecution):
         if problem := contract.context_problem(self.state.main.context):
             raise RunFailed(Reason.INVALID_SPEC, f"spec.context and the session's context variables: {problem}")
         await self._make_room()
-        self._before = len(self.state.main.thread.messages)
+        before = len(self.state.main.thread.messages)
         for message in self._exchange.messages:
             self.state.main.thread.append(message)
         try:
             return await super().answer()
         except RunFailed as failed:
-            if failed.reason is not Reason.CONTEXT_LENGTH or not self._before:
+            if failed.reason is not Reason.CONTEXT_LENGTH or not before:
                 raise
             too_long = failed
         memory, summary = self._session.memory, None
-        if self._session.settings.summary_enabled and (summary := await self._summary(self._before)) is None:
+        if self._session.settings.summary_enabled and (summary := await self._summary(before)) is None:
             raise too_long
         if memory.thread.messages[-1].role == "assistant":  # what it said before it had no more room
             memory.take_back()
-        self._shorten(self._before, summary or memory.summary)
+        self._shorten(before, summary or memory.summary)
         return await super().answer()
 
     async def _make_room(self) -> None:

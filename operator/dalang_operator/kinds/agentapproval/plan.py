@@ -378,7 +378,10 @@ def _delivered_status(
         proven = "The admission policies are there, unaltered, since before it was asked"
         conditions.append(condition(ConditionType.PROVEN, "True", Reason.POLICY_FOUND, proven))
     status = _status(approval, "Delivered", conditions, observed.now)
-    return {**status, "deliveredAt": timestamp(observed.now)}
+    status["deliveredAt"] = timestamp(observed.now)
+    if decision.decided_by:
+        status["decidedBy"] = decision.decided_by
+    return status
 
 
 def undelivered_status(approval: Json, decision: contract.Decision, problem: str, now: datetime) -> Json:

@@ -53,6 +53,7 @@ from dalang_operator.kube.resources import (
 )
 from dalang_operator.kube.status import parse_timestamp, write_status
 from dalang_operator.runtime.cache import Cache, is_finished, is_started
+from dalang_operator.runtime.facts import forget
 from dalang_operator.runtime.references import session_of
 from dalang_operator.temporal.errors import TemporalError, WorkflowNotFound
 
@@ -345,11 +346,7 @@ class RunReconciler:
 
     def _settle(self, key: ObjectKey, gone: frozenset[str], observed: Observed) -> None:
         """Forget what was looked after. Only now: had anything failed, the next attempt would need it."""
-        left = self.facts.gone.get(key, set()) - gone
-        if left:
-            self.facts.gone[key] = left
-        else:
-            self.facts.gone.pop(key, None)
+        forget(self.facts.gone, key, gone)
         for uid in gone:
             self.facts.forget(uid)
         if observed.run is not None and observed.workflow is not None:

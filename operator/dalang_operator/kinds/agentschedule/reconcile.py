@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 from dalang_api.contract import (
     RUN_ENDED_SIGNAL,
@@ -73,6 +73,7 @@ from dalang_operator.kube.resources import (
 from dalang_operator.kube.status import clip, write_status
 from dalang_operator.kube.user import own_user
 from dalang_operator.runtime.cache import Cache, is_finished
+from dalang_operator.runtime.facts import forget
 from dalang_operator.temporal.errors import ArgumentRefused, TemporalError, WorkflowNotFound
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,6 @@ FAILED_AFTER = timedelta(seconds=15)
 TRIGGER_REACH = timedelta(minutes=1)
 """How far back a second is looked for that no other run has."""
 
-_Fact = TypeVar("_Fact")
 _Look = Literal["done", "again", "due"]
 """What a look at a firing came to: nothing is left, look again soon, or its run has not been created."""
 
@@ -452,17 +452,9 @@ class ScheduleReconciler:
 
     def _settle(self, key: ObjectKey, gone: frozenset[str], firings: frozenset[Firing]) -> None:
         """Forget what was looked after. Only now: had anything failed, the next attempt would need it."""
-        _forget(self.facts.gone, key, gone)
-        _forget(self.facts.firings, key, firings)
+        forget(self.facts.gone, key, gone)
+        forget(self.facts.firings, key, firings)
         self.facts.failing_since.pop(key, None)
         if self.cache.schedules.get(key) is None:
             self.facts.listed.pop(key, None)
             self.facts.triggered.pop(key, None)
-
-
-def _forget(facts: dict[ObjectKey, set[_Fact]], key: ObjectKey, done: frozenset[_Fact]) -> None:
-    left = facts.get(key, set()) - done
-    if left:
-        facts[key] = left
-    else:
-        facts.pop(key, None)

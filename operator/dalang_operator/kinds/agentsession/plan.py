@@ -506,7 +506,11 @@ def _within_window(observed: Observed, own: str) -> list[Json]:
 
 
 def _cancel_unsent(observed: Observed, own: str) -> list[Action]:
-    """Return what ends runs that were cancelled before they were sent, as far as anybody noted."""
+    """Return what ends runs that were cancelled before they were sent, as far as anybody noted.
+
+    The write comes first: of a run that the workflow was told to leave out, and whose cancel is then taken back, nothing
+    would ever come, while one that has ended and goes on is found by its next report.
+    """
     actions: list[Action] = []
     for run in _unsent(observed):
         if _is_cancelled(run):

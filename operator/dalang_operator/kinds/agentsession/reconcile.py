@@ -48,6 +48,7 @@ from dalang_operator.kube.errors import Conflict, NotFound
 from dalang_operator.kube.resources import AGENT_RUNS, AGENT_SESSIONS, Json, ObjectKey, PatchBody, Resource, uid_of
 from dalang_operator.kube.status import parse_timestamp, write_status
 from dalang_operator.runtime.cache import Cache, is_closed, is_finished, is_started, queue_pool
+from dalang_operator.runtime.facts import forget
 from dalang_operator.runtime.references import session_agent_of, summary_model_of
 from dalang_operator.temporal.errors import TemporalError, WorkflowNotFound
 
@@ -317,11 +318,7 @@ class SessionReconciler:
 
     def _settle(self, gone: frozenset[str], observed: Observed) -> None:
         """Forget what was looked after. Only now: had anything failed, the next attempt would need it."""
-        left = self.facts.gone.get(observed.key, set()) - gone
-        if left:
-            self.facts.gone[observed.key] = left
-        else:
-            self.facts.gone.pop(observed.key, None)
+        forget(self.facts.gone, observed.key, gone)
         needed = {run["status"]["workflow"]["id"] for run in observed.runs if is_started(run)}
         for uid in gone:
             workflow_id = workflow_id_of(observed, uid)

@@ -343,6 +343,7 @@ def test_an_unproven_reject_stops_the_call_in_nobodys_name() -> None:
     proven = find_condition({"status": status}, ConditionType.PROVEN)
     assert proven is not None
     assert (status["state"], proven["status"], proven["reason"]) == ("Delivered", "False", "PolicyMissing")
+    assert "decidedBy" not in status
     assert proven["message"].startswith("A Reject is delivered even so, in nobody's name.")
     assert proven["message"].endswith("Install it: dalang admission-policies")
     later = rejected(status=status)
@@ -360,7 +361,7 @@ def status_after(given: Observed) -> Json:
 
 def test_a_delivered_decision_says_when_and_that_it_is_proven() -> None:
     status = status_after(observed(approved()))
-    assert status["deliveredAt"] == at()
+    assert (status["deliveredAt"], status["decidedBy"]) == (at(), "ada")
     assert [(each["type"], each["status"], each["reason"]) for each in status["conditions"]] == [
         ("Proven", "True", "PolicyFound"),
         ("Ready", "Unknown", "Delivered"),
