@@ -11,6 +11,7 @@ from dalang_api.contract import AgentVersion, ApprovalEnd, ApprovalRequest, RunR
 from dalang_api.crdgen import KINDS
 from dalang_api.v1alpha1.agentapproval import AgentApprovalStatus
 from dalang_api.v1alpha1.conditions import ConditionType, Phase, Reason
+from dalang_operator.kinds.actions import WriteStatus
 from dalang_operator.kinds.agent import plan as agent_plan
 from dalang_operator.kinds.agentapproval import plan as approval_plan
 from dalang_operator.kinds.agentmodel import plan as model_plan
@@ -180,7 +181,7 @@ def planned_pool(owner: Json | None = None, **facts: Any) -> Json:
     settings = pool_plan.Settings(WORKER, timedelta(minutes=10))
     observed = pool_plan.Observed(ObjectKey("shop", "default"), settings, NOW, obj, build_since=NOW)
     actions = pool_plan.plan(replace(observed, **facts)).actions
-    return with_status(obj, next(action.status for action in actions if isinstance(action, pool_plan.WriteStatus)))
+    return with_status(obj, next(action.status for action in actions if isinstance(action, WriteStatus)))
 
 
 def refused_pool() -> Json:
@@ -536,7 +537,7 @@ def planned_approval(obj: Json, **facts: Any) -> Json:
         proof=PROVEN,
     )
     actions = approval_plan.plan(replace(observed, **facts)).actions
-    statuses = [action.status for action in actions if isinstance(action, approval_plan.WriteStatus)]
+    statuses = [action.status for action in actions if isinstance(action, WriteStatus)]
     return with_status(obj, statuses[0]) if statuses else obj
 
 

@@ -24,6 +24,7 @@ from typing import Literal
 from dalang_api import contract
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
 
+from dalang_operator.kinds.actions import WriteStatus
 from dalang_operator.kube.resources import Json, ObjectKey, controller_uid, uid_of
 from dalang_operator.kube.status import condition, find_condition, parse_timestamp, timestamp, with_conditions
 from dalang_operator.runtime.cache import is_finished, pending_approvals, pools_of_run
@@ -104,13 +105,6 @@ class WakeRun:
     """See that the run has workers until it reports again."""
 
     pools: tuple[ObjectKey, ...]
-
-
-@dataclass(frozen=True)
-class WriteStatus:
-    """Write the status, if the object is still the one observed."""
-
-    status: Json
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Protocol
 from dalang_api.contract import DECIDE_SIGNAL, REPORT_AGAIN_SIGNAL, Decision
 from dalang_api.v1alpha1.conditions import Reason
 
+from dalang_operator.kinds.actions import WriteStatus
 from dalang_operator.kinds.agentapproval.plan import (
     SETTLED,
     Action,
@@ -19,7 +20,6 @@ from dalang_operator.kinds.agentapproval.plan import (
     Settings,
     SignalDecision,
     WakeRun,
-    WriteStatus,
     needs_proof,
     plan,
     state_of,

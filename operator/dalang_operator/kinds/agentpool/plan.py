@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
 from dalang_api.v1alpha1.schema import seconds
 
+from dalang_operator.kinds.actions import WriteStatus
 from dalang_operator.kinds.agentpool.desired import (
     CAPABILITIES_MAX_BYTES,
     HASH_ANNOTATION,
@@ -115,13 +116,6 @@ class Scale:
 
     replicas: int
     reason: str
-
-
-@dataclass(frozen=True)
-class WriteStatus:
-    """Write the status, if the object is still the one observed."""
-
-    status: Json
 
 
 Action = CreatePool | CreateCopy | DeleteCopy | CreateDeployment | ApplyDeployment | Scale | WriteStatus

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from dalang_api.contract import RUN_WORKFLOW, pool_queue
 
+from dalang_operator.kinds.actions import WriteStatus
 from dalang_operator.kinds.agentpool.desired import Credentials
 from dalang_operator.kinds.agentpool.plan import (
     Action,
@@ -19,7 +20,6 @@ from dalang_operator.kinds.agentpool.plan import (
     Observed,
     Scale,
     Settings,
-    WriteStatus,
     failed_status,
     is_ours,
     is_rolled_out,

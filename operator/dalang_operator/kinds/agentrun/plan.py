@@ -26,6 +26,7 @@ from dalang_api import contract
 from dalang_api.v1alpha1.conditions import ConditionType, Phase, Reason
 from dalang_api.v1alpha1.schema import seconds
 
+from dalang_operator.kinds.actions import TerminateWorkflow, WakePool, WriteStatus
 from dalang_operator.kinds.agentrun.snapshot import agent_versions, limits, make_run_input
 from dalang_operator.kinds.agentrun.status import (
     STARTED_MESSAGE,
@@ -124,23 +125,8 @@ class StartWorkflow:
 
 
 @dataclass(frozen=True)
-class WriteStatus:
-    """Write the status, if the object is still the one observed."""
-
-    status: Json
-
-
-@dataclass(frozen=True)
 class CancelWorkflow:
     """Ask the workflow to end, so that it reports; a repeated request changes nothing."""
-
-    workflow_id: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class TerminateWorkflow:
-    """Stop the workflow where it stands; harmless when it has ended."""
 
     workflow_id: str
     reason: str
@@ -153,13 +139,6 @@ class LeaveOut:
     workflow_id: str
     message: contract.CancelExchange
     reason: str
-
-
-@dataclass(frozen=True)
-class WakePool:
-    """See that the pool has a worker."""
-
-    pool: ObjectKey
 
 
 @dataclass(frozen=True)

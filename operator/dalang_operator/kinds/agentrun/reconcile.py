@@ -16,6 +16,7 @@ from dalang_api.contract import (
 )
 from dalang_api.v1alpha1.conditions import Reason
 
+from dalang_operator.kinds.actions import TerminateWorkflow, WakePool, WriteStatus
 from dalang_operator.kinds.agentrun.plan import (
     SECOND_LOOK_SECONDS,
     Action,
@@ -25,9 +26,6 @@ from dalang_operator.kinds.agentrun.plan import (
     Observed,
     Settings,
     StartWorkflow,
-    TerminateWorkflow,
-    WakePool,
-    WriteStatus,
     needs_firing,
     needs_look,
     needs_waited,

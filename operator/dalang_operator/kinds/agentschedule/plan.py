@@ -21,6 +21,7 @@ from dalang_api.contract import schedule_id
 from dalang_api.v1alpha1.agentschedule import PolicyName
 from dalang_api.v1alpha1.conditions import ConditionType, Phase, Reason
 
+from dalang_operator.kinds.actions import WriteStatus
 from dalang_operator.kinds.agentschedule.desired import (
     DesiredSchedule,
     ScheduleView,
@@ -140,13 +141,6 @@ class TellEvent:
     kind: Literal["Normal", "Warning"]
     reason: Reason
     note: str
-
-
-@dataclass(frozen=True)
-class WriteStatus:
-    """Write the status, if the object is still the one observed."""
-
-    status: Json
 
 
 Action = (

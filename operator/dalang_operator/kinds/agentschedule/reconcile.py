@@ -18,6 +18,7 @@ from dalang_api.contract import (
 )
 from dalang_api.v1alpha1.conditions import Phase
 
+from dalang_operator.kinds.actions import WriteStatus
 from dalang_operator.kinds.agentschedule.desired import (
     FAILURE_NOTE,
     DesiredSchedule,
@@ -37,7 +38,6 @@ from dalang_operator.kinds.agentschedule.plan import (
     RemoveSchedule,
     TellEvent,
     TriggerRun,
-    WriteStatus,
     free_second,
     is_settled,
     plan,

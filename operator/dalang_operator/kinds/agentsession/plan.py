@@ -27,6 +27,7 @@ from dalang_api import contract
 from dalang_api.v1alpha1.conditions import Phase, Reason
 from dalang_api.v1alpha1.schema import seconds
 
+from dalang_operator.kinds.actions import TerminateWorkflow, WakePool, WriteStatus
 from dalang_operator.kinds.agentrun.snapshot import (
     agent_versions,
     context_of,
@@ -154,33 +155,11 @@ class ReportAgain:
 
 
 @dataclass(frozen=True)
-class TerminateWorkflow:
-    """Stop the workflow where it stands; harmless when it has ended."""
-
-    workflow_id: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class WriteRun:
     """Write a run's status, if the run is still the one observed."""
 
     run: Json
     status: Json
-
-
-@dataclass(frozen=True)
-class WriteStatus:
-    """Write the session's status, if the object is still the one observed."""
-
-    status: Json
-
-
-@dataclass(frozen=True)
-class WakePool:
-    """See that the pool has a worker."""
-
-    pool: ObjectKey
 
 
 @dataclass(frozen=True)

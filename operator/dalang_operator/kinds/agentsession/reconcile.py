@@ -18,6 +18,7 @@ from dalang_api.contract import (
 )
 from dalang_api.v1alpha1.conditions import Reason
 
+from dalang_operator.kinds.actions import TerminateWorkflow, WakePool, WriteStatus
 from dalang_operator.kinds.agentrun.snapshot import make_snapshot
 from dalang_operator.kinds.agentsession.plan import (
     SECOND_LOOK_SECONDS,
@@ -30,10 +31,7 @@ from dalang_operator.kinds.agentsession.plan import (
     SendRun,
     Settings,
     StartSession,
-    TerminateWorkflow,
-    WakePool,
     WriteRun,
-    WriteStatus,
     held,
     needs_look,
     place_of,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from dalang_api.contract import ApprovalEnd, Decision
 from dalang_api.v1alpha1.conditions import ConditionType
+from dalang_operator.kinds.actions import WriteStatus
 from dalang_operator.kinds.agentapproval.plan import (
     Action,
     AskAgain,
@@ -17,7 +18,6 @@ from dalang_operator.kinds.agentapproval.plan import (
     Settings,
     SignalDecision,
     WakeRun,
-    WriteStatus,
     decision_of,
     needs_proof,
     plan,

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from dalang_operator.kinds.actions import WriteStatus
 from dalang_operator.kinds.agentpool.desired import (
     Credentials,
     WorkerSettings,
@@ -24,7 +25,6 @@ from dalang_operator.kinds.agentpool.plan import (
     Plan,
     Scale,
     Settings,
-    WriteStatus,
     plan,
     wants_zero,
 )

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from dalang_api import contract
 from dalang_api.v1alpha1.conditions import ConditionType
+from dalang_operator.kinds.actions import TerminateWorkflow, WakePool, WriteStatus
 from dalang_operator.kinds.agentrun.plan import (
     FIRING_SECONDS,
     SECOND_LOOK_SECONDS,
@@ -18,9 +19,6 @@ from dalang_operator.kinds.agentrun.plan import (
     Plan,
     Settings,
     StartWorkflow,
-    TerminateWorkflow,
-    WakePool,
-    WriteStatus,
     needs_firing,
     needs_look,
     needs_waited,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from dalang_api.contract import scheduled_run_name
 from dalang_api.v1alpha1.agentschedule import AgentScheduleStatus
+from dalang_operator.kinds.actions import WriteStatus
 from dalang_operator.kinds.agentschedule.desired import ScheduleView, make_schedule
 from dalang_operator.kinds.agentschedule.plan import (
     Action,
@@ -19,7 +20,6 @@ from dalang_operator.kinds.agentschedule.plan import (
     RemoveSchedule,
     TellEvent,
     TriggerRun,
-    WriteStatus,
     free_second,
     plan,
     recorded_value,

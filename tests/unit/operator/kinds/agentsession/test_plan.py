@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from dalang_api import contract
 from dalang_api.v1alpha1.conditions import ConditionType
+from dalang_operator.kinds.actions import TerminateWorkflow, WakePool, WriteStatus
 from dalang_operator.kinds.agentrun.snapshot import make_snapshot
 from dalang_operator.kinds.agentsession.plan import (
     CLOSING_PATIENCE,
@@ -21,10 +22,7 @@ from dalang_operator.kinds.agentsession.plan import (
     SendRun,
     Settings,
     StartSession,
-    TerminateWorkflow,
-    WakePool,
     WriteRun,
-    WriteStatus,
     needs_look,
     place_of,
     plan,
