@@ -548,6 +548,14 @@ class AgentCall(Wire):
     """What it is told: the first message of its thread."""
 
 
+class ApprovalTarget(Wire):
+    """What a call that a human judges would run, as its AgentApproval shows it."""
+
+    kind: Literal["Function", "MCP", "Agent", "Handoff"]
+    name: str
+    server: str | None = None
+
+
 class ApprovalNeeded(Wire):
     """What the model activity found: a human has to decide about a call, or about the answer."""
 
@@ -556,6 +564,8 @@ class ApprovalNeeded(Wire):
     """Canonical JSON (RFC 8785) of the arguments or the answer."""
     digest: str
     """`sha256:` and the SHA-256 of tool, arguments and the tool's schema; see `dalang_worker.approvals`."""
+    target: ApprovalTarget | None = None
+    """None for an answer, and of a worker from before there was this."""
     timeout_seconds: float | None = None
     on_timeout: Literal["Reject", "Approve", "Fail"] = "Reject"
 
@@ -716,6 +726,7 @@ class ApprovalRequest(Wire):
     subject: Literal["ToolCall", "Output"]
     agent: str
     tool: str | None = None
+    target: ApprovalTarget | None = None
     question: str
     arguments: str
     digest: str
@@ -731,6 +742,7 @@ class ApprovalEnd(Wire):
     uid: str | None = None
     """Of the AgentApproval, if the workflow ever learned it."""
     tool: str | None = None
+    target: ApprovalTarget | None = None
     state: Literal["Applied", "Expired", "Superseded"]
     decision: Literal["Approve", "Reject"] | None = None
     decided_by: str | None = None
@@ -848,6 +860,8 @@ class SessionReport(Wire):
     last_run: "LastRun | None" = None
     messages: list[RecentMessage] = []
     summary: str | None = None
+    summary_problem: str | None = None
+    """Why the last try to write a summary failed; a sentence without its full stop, at most `APPROVAL_NOTE_MAX_CHARS`."""
     context: dict[str, str] | None = None
     input_tokens: int = 0
     output_tokens: int = 0

@@ -20,6 +20,17 @@ from dalang_api.v1alpha1.schema import (
 _DECIDING = ["decision", "reason", "override", "decidedBy"]
 
 
+class ApprovalTarget(ApiModel):
+    """What a call would run."""
+
+    kind: Literal["Function", "MCP", "Agent", "Handoff"]
+    """A Python function, an MCP server's tool, an agent that is called, or one that takes the conversation over."""
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    """Name of the function, of the server's tool, or of the Agent."""
+    server: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """The MCP server."""
+
+
 class AgentApprovalSpec(ApiModel):
     """The request, which the operator makes and nobody changes, and the decision, which is made once."""
 
@@ -52,7 +63,9 @@ class AgentApprovalSpec(ApiModel):
     agent: Annotated[str, Field(min_length=1, max_length=63)]
     """Name of the Agent that asks. Who holds the verb `approve` on `agents` of that name may decide."""
     tool: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    """The tool to be called, by the name the model sees; absent for an answer."""
+    """The tool to be called, by the name the model sees, which the Agent gives it; absent for an answer."""
+    target: ApprovalTarget | None = None
+    """What the call would run, whatever its tool is named; absent for an answer."""
     question: Annotated[str, Field(min_length=1, max_length=512)]
     """What is asked."""
     arguments: Annotated[str, Field(max_length=65536)]
@@ -80,7 +93,7 @@ class AgentApprovalStatus(ApiModel):
         json_schema_extra={
             "default": {
                 "state": "Pending",
-                "conditions": pending_conditions("Ready"),
+                "conditions": pending_conditions("Ready", message="Waits for a human to set spec.decision"),
             }
         }
     )
@@ -117,6 +130,7 @@ class AgentApproval(Resource):
         {"name": "Decision", "type": "string", "jsonPath": ".spec.decision"},
         {"name": "By", "type": "string", "jsonPath": ".status.decidedBy"},
         {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+        {"name": "Target", "type": "string", "jsonPath": ".spec.target.name", "priority": 1},
         {"name": "Question", "type": "string", "jsonPath": ".spec.question", "priority": 1},
     ]
 

@@ -219,7 +219,7 @@ def seconds(duration: str) -> float:
     return sum(int(number) * _UNIT_SECONDS[unit] for number, unit in _DURATION_PART.findall(duration))
 
 
-def pending_conditions(*types: str) -> list[JsonValue]:
+def pending_conditions(*types: str, message: str = "Waiting for the controller") -> list[JsonValue]:
     """The conditions a new object is born with by schema default, so that the first state costs no write.
 
     The time is the epoch, as Gateway API does it: a default cannot ask a clock.
@@ -229,7 +229,7 @@ def pending_conditions(*types: str) -> list[JsonValue]:
             "type": type_,
             "status": "False" if type_ == "Ready" else "Unknown",
             "reason": "Pending",
-            "message": "Waiting for the controller",
+            "message": message,
             "lastTransitionTime": "1970-01-01T00:00:00Z",
         }
         for type_ in types
