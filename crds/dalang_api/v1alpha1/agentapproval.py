@@ -93,7 +93,9 @@ class AgentApprovalStatus(ApiModel):
         json_schema_extra={
             "default": {
                 "state": "Pending",
-                "conditions": pending_conditions("Ready", message="Waits for a human to set spec.decision"),
+                "conditions": pending_conditions(
+                    "Ready", message="Waits for a human to set spec.decision, then for the controller"
+                ),
             }
         }
     )

@@ -158,7 +158,7 @@ def test_as_the_schema_makes_it_it_is_progressing(kind: Any) -> None:
     born = with_status(new_objects()[kind.KIND], schema["properties"]["status"]["default"])
     status, message = health(kind.KIND, born)
     assert status == "Progressing"
-    assert message.endswith("Waiting for the controller")
+    assert message.endswith("for the controller")
 
 
 # ── Agent, AgentModel, AgentPool ───────────────────────────────────────────────────────────────────────────────────
