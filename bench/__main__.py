@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from dalang_api import contract, process
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 
-from bench import bare
+from bench import bare, goals
 from bench.cluster import Cluster, connect
 from bench.processes import ControlPlane, bare_worker, control_plane
 from bench.session import MODEL as SESSION_MODEL
@@ -33,7 +34,7 @@ _names = (f"r{number}" for number in itertools.count())
 
 
 def main() -> None:
-    """Run the chosen parts, print their figures and write them as JSON."""
+    """Run the chosen parts, print their figures beside their goals, and write them as JSON; exit 1 where one is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench")
     parser.add_argument("--runs", type=int, default=500, help="runs of each throughput figure (500)")
     parser.add_argument("--burst", type=int, default=2000, help="runs created at once (2000)")
@@ -47,7 +48,9 @@ def main() -> None:
     with control_plane() as plane:
         results = asyncio.run(run_parts(plane, arguments))
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\nWritten to {arguments.output}")
+    print(f"\nWritten to {arguments.output}\n")
+    if not goals.show(list(goals.judge(results))):
+        sys.exit(1)
 
 
 async def run_parts(plane: ControlPlane, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -18,8 +18,6 @@ INPUT = "x" * 1024
 SESSION = "long"
 WINDOW = 100
 """Runs of one figure. The first hundred fill the memory; the second is what the last hundred are compared with."""
-EXECUTION_MAX_BYTES = 4 * 1024 * 1024
-STATUS_MAX_BYTES = 32 * 1024
 
 
 async def session(plane: ControlPlane, cluster: Cluster, temporal: Client, runs: int) -> dict[str, Any]:
@@ -42,13 +40,10 @@ async def session(plane: ControlPlane, cluster: Cluster, temporal: Client, runs:
         "historySize": HISTORY_SIZE,
         "executions": len(executions),
         "largestExecutionBytes": max(executions),
-        "allowedExecutionBytes": EXECUTION_MAX_BYTES,
         "largestStatusBytes": max(status_bytes),
-        "allowedStatusBytes": STATUS_MAX_BYTES,
         "earlyMs": _milliseconds(early),
         "lateMs": _milliseconds(late),
         "lateToEarly": round(statistics.mean(late) / statistics.mean(early), 3),
-        "allowedLateToEarly": 1.2,
         "workerMiB": worker_mib,
     }
 
