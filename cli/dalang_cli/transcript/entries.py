@@ -57,6 +57,8 @@ class Entry:
     arguments: str = ""
     count: int = 0
     is_error: bool = False
+    is_late: bool = False
+    """It came after the end of `run`: of a decision, or of what the run had asked for and did not wait for when it was stopped."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it with camelCase names, without what is empty."""
@@ -72,7 +74,13 @@ class Entry:
             "name": self.name,
             "arguments": self.arguments,
             "isError": self.is_error,
+            "isLate": self.is_late,
             "count": self.count,
             "text": self.text,
         }
         return {name: value for name, value in members.items() if value or name == "kind"}
+
+
+def figures(tokens: int, cost_usd: str | None) -> str:
+    """Return what a run has used, as its end tells it."""
+    return f"{tokens} tokens, ${cost_usd}" if cost_usd else f"{tokens} tokens"

@@ -19,7 +19,7 @@ from dalang_cli.approvals.show import printable
 from dalang_cli.cluster import ClusterError, ConfigError, Connection, Json, Kind, command_parser
 from dalang_cli.naming import NameProblem, find
 from dalang_cli.transcript import temporal
-from dalang_cli.transcript.entries import Entry
+from dalang_cli.transcript.entries import Entry, figures
 from dalang_cli.transcript.entries import Kind as EntryKind
 from dalang_cli.transcript.history import Execution, HistoryUnavailable, chain, read
 from dalang_cli.transcript.reading import Reader
@@ -180,8 +180,11 @@ def status_entries(subject: Subject) -> Iterator[Entry]:
     if (output := status.get("output")) and not (messages and messages[-1]["content"] == output):
         yield Entry(EntryKind.ASSISTANT, output, sender=status.get("agent", ""))
     if subject.kind is AgentRun and status.get("finishedAt"):
-        phase = status.get("phase", "")
-        yield Entry(EntryKind.END, f"{phase}, {_why_not(status)}", is_error=phase != "Succeeded")
+        phase, usage = status.get("phase", ""), status.get("usage")
+        words = f"{phase}, {_why_not(status)}"
+        if usage is not None:
+            words += f" ({figures(usage['totalTokens'], usage.get('costUSD'))})"
+        yield Entry(EntryKind.END, words, is_error=phase != "Succeeded")
 
 
 def _why_not(status: Json) -> str:

@@ -32,9 +32,16 @@ class Lines:
         margin = "  " * entry.depth
         is_quiet = entry.kind in {Kind.RETRY, Kind.NOTE, Kind.RESULT}
         text_style = "red" if entry.is_error else "dim" if is_quiet else ""
-        yield Text.assemble((time, "dim"), margin, (label, style), (first, text_style))
+        yield Text.assemble((time, "dim"), margin, (_late(entry), "dim"), (label, style), (first, text_style))
         for line in rest:
             yield Text.assemble(" " * TIME_WIDTH, margin, ("  " + line, text_style))
+
+
+def _late(entry: Entry) -> str:
+    """Name the run of what came after its end: it may stand below the next one's."""
+    if not entry.is_late:
+        return ""
+    return f"after the end of AgentRun {printable(entry.run)}: " if entry.run else "after the end: "
 
 
 def _label(entry: Entry) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from dalang_api.contract import (
@@ -13,6 +13,7 @@ from dalang_api.contract import (
     ModelCall,
     ModelReply,
     ReportResult,
+    Retrying,
     RunIdentity,
     RunReport,
     SessionInput,
@@ -20,6 +21,8 @@ from dalang_api.contract import (
     SummaryCall,
     SummaryReply,
     TextPart,
+    ToolCall,
+    ToolOutcome,
     Wire,
 )
 from dalang_api.process import data_converter
@@ -204,7 +207,7 @@ class Told:
 
     def __init__(self) -> None:
         self.facts: list[Fact] = [Started(AT, SessionInput(agent="desk", settings=SessionSettings()))]
-        self._thread = 0
+        self._thread = self._seq = 0
 
     def send(self, name: str) -> None:
         exchange = Exchange(
@@ -220,10 +223,15 @@ class Told:
     def summarise(self, name: str, count: int, text: str | None) -> None:
         run = RunIdentity(name=name, uid=name)
         call = SummaryCall(snapshot="d", model="m", thread="s", count=count, digest="d", run=run)
-        self._do(call, SummaryReply(summary=text) if text else None)
+        self.close(self.ask(call), SummaryReply(summary=text) if text else None)
 
     def call(self, name: str, before: int, *, failure: str = "") -> None:
         """Call the model in a thread anew, with so many messages and then the run's own."""
+        reply = None if failure else ModelReply(message=said("assistant", f"So {name}.", "desk"))
+        self.close(self.ask_model(name, before), reply)
+
+    def ask_model(self, name: str, before: int) -> int:
+        """Call the model, and return the number by which it is answered."""
         self._thread += 1
         model_call = ModelCall(
             agent="desk",
@@ -234,23 +242,28 @@ class Told:
             digest="d",
             run=RunIdentity(name=name, uid=name),
         )
-        self._do(model_call, None if failure else ModelReply(message=said("assistant", f"So {name}.", "desk")))
+        return self.ask(model_call)
 
     def end(self, name: str, phase: str = "Succeeded", *, gone: bool = False) -> None:
+        self._report(gone=gone, run={"name": name, "uid": name}, phase=phase, finished_at="…")
+
+    def progress(self, name: str, *, gone: bool = False) -> None:
+        self._report(gone=gone, run={"name": name, "uid": name}, phase="Running")
+
+    def _report(self, *, gone: bool, **more: Any) -> None:
+        self._seq += 1
         report = {
-            "seq": 1,
+            "seq": self._seq,
             "run_id": "r",
             "task_queue": "q",
-            "phase": phase,
             "reason": "…",
             "message": "…",
             "agent": "desk",
-            "agents": [],
+            "agents": [{"name": "desk", "uid": "d", "generation": 1}],
             "started_at": "…",
-            "finished_at": "…",
-            "run": {"name": name, "uid": name},
+            **more,
         }
-        self._do(RunReport.model_validate(report), ReportResult(gone=gone))
+        self.close(self.ask(RunReport.model_validate(report)), ReportResult(gone=gone))
 
     def delete(self, name: str) -> None:
         cancel = CancelExchange(run=RunIdentity(name=name, uid=name), deleted=True)
@@ -261,12 +274,19 @@ class Told:
         self.call(name, before)
         self.end(name, phase, gone=gone)
 
-    def notes(self) -> list[str]:
-        return [entry.text for entry in Reader().read(self.facts) if entry.kind is Kind.NOTE]
+    def entries(self) -> list[Entry]:
+        return list(Reader().read(self.facts))
 
-    def _do(self, asked: Wire, value: Wire | None) -> None:
-        number = len(self.facts)
-        self.facts += [Scheduled(AT, number, asked), Closed(AT, number, value, "" if value else "503")]
+    def notes(self) -> list[str]:
+        return [entry.text for entry in self.entries() if entry.kind is Kind.NOTE]
+
+    def ask(self, asked: Wire) -> int:
+        """Have the workflow ask for something, and return the number by which it is closed."""
+        self.facts.append(Scheduled(AT, len(self.facts), asked))
+        return len(self.facts) - 1
+
+    def close(self, number: int, value: Wire | None) -> None:
+        self.facts.append(Closed(AT, number, value, "" if value else "503"))
 
 
 def said(role: Literal["user", "assistant"], text: str, sender: str | None = None) -> Message:
@@ -332,6 +352,93 @@ def test_a_run_that_is_deleted() -> None:
     assert told.notes() == ["AgentRun b was deleted. The conversation stays as it was before it"]
 
 
+def test_what_comes_after_the_end_of_its_run() -> None:
+    """It is told of the run that had asked for it, whatever is under way by then."""
+    a, b = (RunIdentity(name=name, uid=name) for name in "ab")
+    told = Told()
+    told.send("a")
+    number = told.ask_model("a", before=0)
+    tool = ToolCall(
+        call_id="c1",
+        tool="refund",
+        function="refund",
+        arguments="{}",
+        thread="s1",
+        turn=1,
+        index=0,
+        agent="desk",
+        run=a,
+    )
+    tools = [told.ask(tool), told.ask(tool.model_copy(update={"call_id": "c2"}))]
+    told.end("a", "Cancelled")
+    told.send("b")
+    second = told.ask_model("b", before=0)
+    told.close(number, ModelReply(message=said("assistant", "Late.", "desk")))
+    told.close(tools[0], ToolOutcome(output="refunded"))
+    told.close(tools[1], None)
+    told.facts.append(Signalled(AT, Retrying(reason="ModelRetrying", message="503", run=a)))
+    told.facts.append(Signalled(AT, Retrying(reason="ModelRetrying", message="503", run=b)))
+    told.close(second, ModelReply(message=said("assistant", "So b.", "desk")))
+    entries = [
+        (entry.run, entry.is_late, entry.kind.value, entry.text)
+        for entry in told.entries()
+        if entry.kind not in {Kind.RUN, Kind.USER, Kind.END}
+    ]
+    assert entries == [
+        ("a", True, "Assistant", "Late."),
+        ("a", True, "Result", "refunded"),
+        ("a", True, "Note", "refund gave no result: 503"),
+        ("a", True, "Retry", "ModelRetrying: 503"),
+        ("b", False, "Retry", "ModelRetrying: 503"),
+        ("b", False, "Assistant", "So b."),
+    ]
+
+
+@pytest.mark.parametrize("text", ["They talked.", None])
+def test_a_summary_that_comes_after_the_end_of_its_run(text: str | None) -> None:
+    """The conversation is not known by it, and the next run's is not affected where it failed."""
+    told = Told()
+    told.exchange("a", before=0)
+    told.exchange("b", before=2)
+    told.send("c")
+    call = SummaryCall(snapshot="d", model="m", thread="s", count=2, digest="d", run=RunIdentity(name="c", uid="c"))
+    number = told.ask(call)
+    told.end("c", "Cancelled")
+    told.send("d")
+    second = told.ask_model("d", before=4)
+    told.close(number, SummaryReply(summary=text) if text else None)
+    told.close(second, ModelReply(message=said("assistant", "So d.", "desk")))
+    told.end("d")
+    told.exchange("e", before=2)
+    unused = "A summary of the oldest 2 messages was made, and is not used"
+    failed = "The oldest 2 messages could not be summarised: 503"
+    assert told.notes() == [unused if text else failed, forgotten(4)]
+    assert not any(entry.kind is Kind.SUMMARY for entry in told.entries())
+
+
+def test_a_run_that_is_found_gone() -> None:
+    """It has one end: by the first answer that says so, unless it could tell its end itself."""
+    told = Told()
+    told.exchange("a", before=0)
+    told.send("b")
+    told.progress("b", gone=True)
+    told.progress("b", gone=True)
+    told.delete("b")
+    told.send("c")
+    told.call("c", before=2)
+    told.progress("c", gone=True)
+    told.end("c")
+    told.exchange("d", before=4)
+    ends = [(entry.run, entry.text.partition(",")[0]) for entry in told.entries() if entry.kind is Kind.END]
+    assert ends == [
+        ("a", "Succeeded"),
+        ("b", "AgentRun b was deleted"),
+        ("c", "Succeeded"),
+        ("d", "Succeeded"),
+    ]
+    assert told.notes() == []
+
+
 async def test_lines() -> None:
     """Nothing a model or a tool wrote reaches the terminal but what it prints."""
     lines = Lines()
@@ -343,6 +450,8 @@ async def test_lines() -> None:
         Entry(Kind.ASKED, "Pay?", sender="support", tool="refund", name="r-1", arguments='{"amount":1}'),
         Entry(Kind.SUMMARY, "They talked.", count=3),
         Entry(Kind.END, "Failed, MaxTurns: …", is_error=True),
+        Entry(Kind.NOTE, "It was cancelled", run="r", is_late=True),
+        Entry(Kind.RESULT, "in Ubud", tool="track", is_late=True),
     ]
     shown = "\n".join(line.plain.rstrip() for entry in entries for line in lines.of(entry))
     assert shown.split("\n") == [
@@ -359,6 +468,8 @@ async def test_lines() -> None:
         "         summary: from here on the first 3 messages are known to the model by this only:",
         "           They talked.",
         "         end: Failed, MaxTurns: …",
+        "         after the end of AgentRun r: note: It was cancelled",
+        "         after the end: track ← in Ubud",
     ]
 
 
