@@ -1,8 +1,8 @@
 """CEL, in which Agents and pools say when a human is asked: `args.amount > 100`.
 
 The library is cel-expr-python, Google's cel-cpp: it names what is wrong and where, compares integers with doubles, and ends
-comprehensions after 10,000 steps. That alone bounds no time: each step may match a 16 KiB text, and `map` doubles a text at
-each step (8 s and gigabytes in 200 characters, tried). So an expression with a comprehension, or more than three `matches`,
+comprehensions after 10,000 steps. That alone bounds no time: each step may match a 64 KiB text, and `map` doubles a text at
+each step (8 s and gigabytes in 200 characters, tried). So an expression with a comprehension, or more than two `matches`,
 is evaluated in a process of its own (~0.1 s), with a limit on time and memory. Any other, which is nearly every one, costs
 what it is long, and is evaluated here. `python -m dalang_api.cel` is that process.
 
@@ -24,8 +24,8 @@ CHILD_CPU_SECONDS = 1
 CHILD_SECONDS = 3.0
 """How long the process may take, however busy the machine is."""
 CHILD_MEMORY_BYTES = 512 * 1024 * 1024
-MATCHES_MAX = 3
-"""The most `matches` of an expression that is evaluated here: each may take 0.1 s on 16 KiB."""
+MATCHES_MAX = 2
+"""The most `matches` of an expression that is evaluated here: each may take 0.4 s on the 64 KiB of a call's arguments."""
 _PROBLEM_MAX_CHARS = 300
 
 

@@ -63,6 +63,8 @@ CALL_AGAIN_MAX = 5
 FALLBACK_ATTEMPTS = 3
 """How often a model is tried before the next of `fallbackModelRefs`, unless `retry.maximumAttempts` says so."""
 
+CALL_ARGUMENTS_MAX_BYTES = 64 * 1024
+"""The most that the arguments of one call may weigh: as much as a human can be asked about."""
 TURN_ARGUMENTS_MAX_BYTES = 256 * 1024
 """The most that the arguments of one turn's calls may weigh together."""
 TURN_MAX_CALLS = 32
@@ -555,6 +557,19 @@ class ApprovalTarget(Wire):
     name: str
     server: str | None = None
 
+    @property
+    def words(self) -> str:
+        """What it is, as people are told: `function pay`, `pay of MCP server shop`."""
+        match self.kind:
+            case "Function":
+                return f"function {self.name}"
+            case "MCP":
+                return f"{self.name} of MCP server {self.server}"
+            case "Agent":
+                return f"agent {self.name}"
+            case "Handoff":
+                return f"hand-off to {self.name}"
+
 
 class ApprovalNeeded(Wire):
     """What the model activity found: a human has to decide about a call, or about the answer."""
@@ -945,9 +960,11 @@ class SessionState(Wire):
     cost_usd: str
     is_priced: bool
     summary: str | None = None
+    summary_problem: str | None = None
+    """As in `SessionReport`."""
     last_run: LastRun | None = None
     idle_since: str | None = None
-    """Since when there was no run; RFC 3339."""
+    """Since when there was no run; RFC 3339. Only of executions that closed themselves after `idleTimeout`."""
 
 
 class SessionInput(Wire):

@@ -265,6 +265,11 @@ def test_the_api_server_keeps_all_of_a_definition(kind: type[Resource], api_clie
         ),
         pytest.param(Agent, {**AGENT, "output": {"approval": {}}}, id="an answer that needs approval"),
         pytest.param(AgentPool, {"approvals": [{"tools": ["process_*"]}]}, id="a pool that asks"),
+        pytest.param(
+            AgentPool,
+            {"approvals": [{"tools": ["p"], "timeout": "1ms"}, *[{"tools": ["p"], "timeout": "24h"}] * 31]},
+            id="a pool that asks as often as it may, and not for ever",
+        ),
         pytest.param(AgentRun, {**RUN, "input": "ä" * 32768}, id="a maximum counts characters, not bytes"),
         pytest.param(AgentRun, {"sessionRef": {"name": "ada"}, "input": "And then?"}, id="a run of a session"),
         pytest.param(AgentSession, SESSION, id="a session that only names its agent"),
@@ -411,6 +416,23 @@ def test_taken(kind: type[Resource], spec: object, objects: "Objects") -> None:
                 id=f"azureOpenAI and provider: {spec['provider']}",
             )
             for spec in ({**MODEL, "azureOpenAI": AZURE["azureOpenAI"]}, {"provider": "AzureOpenAI", "name": "gpt-5"})
+        ),
+        *(
+            pytest.param(
+                kind,
+                spec,
+                [f"spec.{where}.timeout: Invalid value: timeout must be longer than 0s"],
+                id=f"no time to decide in {where}",
+            )
+            for kind, spec, where in (
+                (
+                    Agent,
+                    {**AGENT, "tools": [{**tool("refund"), "approval": {"timeout": "0s"}}]},
+                    "tools[0].approval",
+                ),
+                (Agent, {**AGENT, "output": {"approval": {"timeout": "0h0m"}}}, "output.approval"),
+                (AgentPool, {"approvals": [{"tools": ["p"]}, {"tools": ["p"], "timeout": "0ms"}]}, "approvals[1]"),
+            )
         ),
         *(
             pytest.param(
@@ -998,12 +1020,12 @@ def test_a_template_does_not_cancel_its_runs(objects: "Objects") -> None:
 # ── The life of a run ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def waiting(condition_type: str, status: str) -> dict[str, str]:
+def waiting(condition_type: str, status: str, message: str = "Waiting for the controller") -> dict[str, str]:
     return {
         "type": condition_type,
         "status": status,
         "reason": "Pending",
-        "message": "Waiting for the controller",
+        "message": message,
         "lastTransitionTime": "1970-01-01T00:00:00Z",
     }
 
@@ -1027,7 +1049,15 @@ def waiting(condition_type: str, status: str) -> dict[str, str]:
             id="run",
         ),
         pytest.param(
-            AgentApproval, APPROVAL, {"state": "Pending", "conditions": [waiting("Ready", "False")]}, id="approval"
+            AgentApproval,
+            APPROVAL,
+            {
+                "state": "Pending",
+                "conditions": [
+                    waiting("Ready", "False", "Waits for a human to set spec.decision, then for the controller")
+                ],
+            },
+            id="approval",
         ),
         pytest.param(
             AgentSession, SESSION, {"observedGeneration": -1, "conditions": [waiting("Ready", "False")]}, id="session"

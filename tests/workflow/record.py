@@ -2,6 +2,9 @@
 
 Not collected unless named. A history that a release has written stays for ever, since runs that began with it may still be
 waiting: after a change of the workflow, record new ones under new names. Before the first release they may be recorded anew.
+
+Not so `agent-approved`, `answer-changed`, `session-continued-late` and `session-idle`: what they stand for is done otherwise now
+(see `calls.APPLIED_BEFORE`, `asking.FITTING_OVERRIDES`, `session.CONTINUED_LATER` and `session.CLOSED_BY_CONTROLLER`).
 """
 
 import json
@@ -346,6 +349,46 @@ async def test_override_too_large(world: "World") -> None:
         await save(run, "override-too-large")
 
 
+async def test_agent_called_when_approved(world: "World") -> None:
+    """With arguments that do not fit, then with some that do; and the called agent asks, too."""
+    note = calls(("note", {"file": str(world.path / "notes"), "line": "42"}))
+    clerk = contract.ToolBinding(name="clerk", agent="clerk", approval=contract.ApprovalPolicy())
+    async with world.serving():
+        run = await world.start_team(
+            [world.agent("desk", tools=[clerk]), world.agent("clerk", model="b", **noting())],
+            [
+                world.model("gpt", await world.script(calls(("clerk", {"message": "All."})), {"text": "Done."})),
+                world.model("b", await world.script(note, {"text": "One."})),
+            ],
+        )
+        for override in ({"message": "Order 42.", "extra": 1}, {"message": "Order 42."}, None):
+            request = await world.eventually(partial(newest, run))
+            await run.decide(request, "Approve", override=override)
+            await world.eventually(partial(has_ended, run, request.name))
+        await save(run, "agent-called-when-approved")
+
+
+def newest(run: "Run") -> contract.ApprovalRequest | None:
+    """What a run asks now, and did not before."""
+    pending = run.last_report.pending_approvals if run.reports else None
+    ended = {end.name for report in run.reports for end in report.ended_approvals or ()}
+    return next((request for request in pending or () if request.name not in ended), None)
+
+
+async def test_answer_text_changed(world: "World") -> None:
+    async with world.serving():
+        run = await world.start({"text": "Plan B."}, agent={"output_approval": contract.ApprovalPolicy()})
+        for override in ({"plan": "C"}, {"text": "Plan C."}):
+            request = await world.eventually(partial(newest, run))
+            await run.decide(request, "Approve", override=override)
+            await world.eventually(partial(has_ended, run, request.name))
+        await save(run, "answer-text-changed")
+
+
+def has_ended(run: "Run", name: str) -> bool:
+    return any(end.name == name for end in run.last_report.ended_approvals or ())
+
+
 async def test_cancelled_awaiting_approval(world: "World") -> None:
     note = ("note", {"file": str(world.path / "notes"), "line": "paid"})
     async with world.serving():
@@ -399,6 +442,37 @@ async def test_session_stopped(world: "World") -> None:
                 await session.configure(closed="it is recorded")
             await session.cancel(runs[number], deleted=deleted)
         await save_session(session, "session-stopped")
+
+
+async def test_session_refused(world: "World") -> None:
+    """One run is under way and one queued when it is closed, and one comes afterwards."""
+    async with world.serving():
+        session = await world.start_session(
+            {"text": "late", "latencySeconds": 60}, loop=True, settings={"idle_timeout_seconds": 0.5}
+        )
+        first, second = await session.send("one"), await session.send("two", queued=True)
+        await world.eventually(partial(was_asked, world, session.snapshot.models[0].model, 1))
+        await session.configure(closed="it is recorded")
+        third = await session.send("three")
+        for run in (second, third):
+            await session.ended(run)
+        await session.cancel(first)
+        await save_session(session, "session-refused")
+
+
+async def test_session_continued_later(world: "World", monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "SESSION_CONTINUE_BYTES", 20_000)
+    monkeypatch.setattr("dalang_worker.workflows.session.TOLD_PATIENCE_SECONDS", 0.1)
+    world.reporter_open.clear()
+    async with world.serving():
+        session = await world.start_session({"text": "{{n}}"}, loop=True)
+        for number in range(9):
+            await session.send(f"say {number}")
+        await world.eventually(partial(was_asked, world, session.snapshot.models[0].model, 9))
+        world.reporter_open.set()
+        await session.ask("late")
+        await session.ask("later")
+        await save_session(session, "session-continued-later")
 
 
 async def was_asked(world: "World", model: str, times: int) -> bool:

@@ -131,6 +131,21 @@ async def test_the_pool_may_ask_whatever_the_agent_says(world: "World") -> None:
     assert (request.question, ended.outcome) == ("The platform asks.", "Succeeded")
 
 
+async def test_what_a_tool_is_named_does_not_hide_what_it_runs(world: "World") -> None:
+    binding = ToolBinding(name="greet", function="note", approval=ApprovalPolicy(question="Say hello?"))
+    long = "hello" * 10_000
+    async with world.serving(approvals=[ApprovalFloor(tools=["note"], question="Write it?")]):
+        greet = calls(("greet", {"file": str(world.path / "notes"), "line": long}))
+        run = await world.start(greet, {"text": "done"}, agent={"tools": [binding]})
+        (request,) = await run.pending()
+        await run.decide(request, "Approve")
+        ended = await run.end()
+    target = contract.ApprovalTarget(kind="Function", name="note")
+    assert (request.question, request.tool, request.target) == ("Write it?; Say hello?", "greet", target)
+    assert (ended.outcome, lines(world.path / "notes")) == ("Succeeded", [long])
+    assert [end.target for end in ended.report.ended_approvals or []] == [target]
+
+
 async def test_several_wait_and_are_answered_in_any_order(world: "World") -> None:
     notes = world.path / "notes"
     async with world.serving():
@@ -327,6 +342,67 @@ async def test_an_answer_may_need_approval(world: "World") -> None:
     assert (ended.outcome, ended.report.structured_output, ended.report.turns) == ("Succeeded", {"day": 3}, 2)
     *_, conversation = await run.conversations()
     assert "Not on a Sunday." in conversation[-1]["content"]
+
+
+async def test_an_answer_that_would_be_cut_is_given_again_before_anybody_is_asked(world: "World") -> None:
+    answers = [{"text": "x" * contract.MESSAGE_MAX_BYTES + " Refund it."}, {"text": "Refund it."}]
+    agent = {"output_approval": ApprovalPolicy(when="output.contains('Refund')")}
+    async with world.serving():
+        run = await world.start(*answers, agent=agent)
+        (request,) = await run.pending()
+        assert request.arguments == '"Refund it."'
+        await run.decide(request, "Approve")
+        ended = await run.end()
+    assert (ended.report.output, ended.report.turns) == ("Refund it.", 2)
+    *_, conversation = await run.conversations()
+    assert conversation[-1]["content"] == "The answer is longer than 32768 bytes. Answer again, shorter."
+
+
+async def test_an_answer_that_never_gets_short_enough_ends_with_the_turns(world: "World") -> None:
+    agent = {"output_approval": ApprovalPolicy()}
+    async with world.serving():
+        answer = {"text": "x" * (contract.MESSAGE_MAX_BYTES + 1)}
+        run = await world.start(answer, loop=True, agent=agent, max_turns=2)
+        ended = await run.end()
+    assert (ended.outcome, ended.report.reason) == ("Failed", "MaxTurns")
+    assert "The last answer was not taken: The answer is longer than 32768 bytes" in ended.report.message
+
+
+async def test_an_answer_without_a_schema_is_changed_by_its_text(world: "World") -> None:
+    async with world.serving():
+        run = await world.start({"text": "Plan B."}, agent={"output_approval": ApprovalPolicy()})
+        (first,) = await run.pending()
+        assert first.arguments == '"Plan B."'
+        await run.decide(first, "Approve", override={"plan": "C"})
+        await world.eventually(lambda: run.last_report.pending_approvals not in (None, [first]))
+        (second,) = await run.pending()
+        assert second.question.endswith('(The changed answer cannot be used: exactly {"text": "…"} is expected)')
+        await run.decide(second, "Approve", override={"text": "The plan is C."})
+        ended = await run.end()
+    assert (ended.report.output, ended.report.structured_output, ended.report.turns) == ("The plan is C.", None, 1)
+    assert [end.state for end in ended.report.ended_approvals or []] == ["Superseded", "Applied"]
+
+
+async def test_an_approved_agent_s_decision_is_told_as_applied_while_that_agent_waits_itself(world: "World") -> None:
+    notes = world.path / "notes"
+    clerk = ToolBinding(name="clerk", agent="clerk", approval=ApprovalPolicy())
+    async with world.serving():
+        run = await world.start_team(
+            [world.agent("desk", tools=[clerk]), world.agent("clerk", model="b", **asks())],
+            [
+                world.model("gpt", await world.script(calls(("clerk", {"message": "Pay."})), {"text": "Done."})),
+                world.model("b", await world.script(calls(note(notes, "paid")), {"text": "Paid."})),
+            ],
+        )
+        (first,) = await run.pending()
+        await run.decide(first, "Approve")
+        await world.eventually(lambda: run.last_report.pending_approvals not in (None, [first]))
+        (second,) = await run.pending()
+        told = [(end.name, end.state) for end in run.last_report.ended_approvals or ()]
+        assert (second.agent, told) == ("clerk", [(first.name, "Applied")])
+        await run.decide(second, "Approve")
+        ended = await run.end()
+    assert (ended.outcome, lines(notes)) == ("Succeeded", ["paid"])
 
 
 async def test_an_agent_called_as_a_tool_may_ask(world: "World") -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from dalang_api import contract
 from dalang_api.contract import HandoffBinding, RunIdentity, Snapshot, ToolBinding
+from temporalio.client import WorkflowHistory
 
 if TYPE_CHECKING:
     from tests.workflow.conftest import Session, World
@@ -323,13 +324,36 @@ async def test_a_conversation_goes_on_where_no_summary_can_be_written(world: "Wo
             models=[world.model("gpt", await world.script(ECHO, loop=True)), world.model("writer", writer)],
             settings={"history_size": 4, "summary_model": "writer"},
         )
-        for number in range(4):
-            last = await session.ask(f"say {number}")
+        problems = [summary_problem(await session.ask(f"say {number}")) for number in range(3)]
+        last = await session.ask("say 3")
         assert (last.phase, (await session.asked())[-1][0]) == ("Succeeded", ("user", "say 0"))
+        assert [*problems, summary_problem(last)] == [None] * 3 + [f"model {writer}: 401: scripted error 401"]
         await world.script({"text": "They talked."}, name=writer, loop=True, summarises=True)
         last = await session.ask("say 4")
     assert last.session is not None
-    assert last.session.summary == "They talked."
+    assert (last.session.summary, last.session.summary_problem) == ("They talked.", None)
+
+
+async def test_what_no_summary_was_written_of_is_told_no_more_when_none_is_needed(world: "World") -> None:
+    async with world.serving():
+        writer = await world.script(alwaysError={"status": 401})
+        few: Json = {"history_size": 4, "summary_model": "writer"}
+        session = await world.start_session(
+            models=[world.model("gpt", await world.script(ECHO, loop=True)), world.model("writer", writer)],
+            settings=few,
+        )
+        for number in range(4):
+            last = await session.ask(f"say {number}")
+        assert summary_problem(last) is not None
+        await session.configure(**few, summary_enabled=False)
+        assert summary_problem(await session.ask("say 4")) is None
+        await session.configure(**{**few, "history_size": 40})
+        assert summary_problem(await session.ask("say 5")) is None
+
+
+def summary_problem(report: contract.RunReport) -> str | None:
+    assert report.session is not None
+    return report.session.summary_problem
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -406,11 +430,45 @@ async def test_a_closed_session_ends_the_run_under_way_and_refuses_the_queued(wo
     assert result.closed_at is not None
 
 
+async def test_a_closed_session_refuses_the_queued_at_once_whatever_the_run_under_way_waits_for(world: "World") -> None:
+    tool = ToolBinding(name="weather", function="weather", approval=contract.ApprovalPolicy())
+    async with world.serving():
+        session = await world.start_session(
+            calls(("weather", {"city": "Ubud"})), {"text": "done"}, loop=True, agents=[world.agent(tools=[tool])]
+        )
+        waiting = await session.send("pay")
+        request = await world.eventually(partial(asked_by, session, waiting))
+        queued = [await session.send(f"say {number}", queued=True) for number in range(2)]
+        await session.configure(closed="spec.closed was set")
+        late = await session.send("late")
+        refused = [await session.ended(run) for run in (*queued, late)]
+        assert {(report.phase, report.reason) for report in refused} == {("Failed", "SessionClosed")}
+        assert [report.session.queued_runs for report in refused if report.session] == [0, 0, 0]
+        assert not any(report.finished_at for report in session.reports_of(waiting))
+        decision = contract.Decision(
+            run_uid=waiting.uid,
+            name=request.name,
+            uid=world.approval_uids[request.name],
+            digest=request.digest,
+            decision="Approve",
+        )
+        await session.handle.signal(contract.DECIDE_SIGNAL, decision)
+        result = await session.handle.result()
+    assert ((await session.ended(waiting)).phase, result.runs) == ("Succeeded", 4)
+    assert (result.last_run or refused[0].run or waiting).name == waiting.name
+    assert all(len(session.reports_of(run)) == 1 for run in (*queued, late))
+
+
 async def test_a_run_whose_end_got_lost_can_be_cancelled(world: "World") -> None:
     async with world.serving():
         session = await world.start_session(ECHO, loop=True)
         run = await session.send("forgotten")
         await session.ended(run)
+
+        async def is_told() -> bool:
+            return not (await session.handle.describe()).raw_description.pending_activities
+
+        await world.eventually(is_told)
         world.reported.clear()
         await session.cancel(run)
         again = await session.ended(run)
@@ -418,13 +476,15 @@ async def test_a_run_whose_end_got_lost_can_be_cancelled(world: "World") -> None
         assert (await session.ask("Do you remember?")).output == "2: Do you remember?"
 
 
-async def test_an_idle_session_closes_by_itself(world: "World") -> None:
+async def test_no_timer_closes_an_idle_session(world: "World") -> None:
+    """The controller alone knows whether a run came in time: it may not have been able to send it."""
     async with world.serving():
-        session = await world.start_session(ECHO, loop=True, settings={"idle_timeout_seconds": 3600.0})
+        session = await world.start_session(ECHO, loop=True, settings={"idle_timeout_seconds": 0.01})
         await session.ask("hello")
-        await session.configure(idle_timeout_seconds=0.5)
+        assert (await session.ask("hello again")).phase == "Succeeded"
+        await session.configure(closed="No run came within idleTimeout, 10ms")
         result = await session.handle.result()
-    assert result.closed_message == "No run came within idleTimeout, 0.5s"
+    assert (result.runs, result.closed_message) == (2, "No run came within idleTimeout, 10ms")
 
 
 async def test_a_session_cancelled_in_temporal_closes(world: "World") -> None:
@@ -524,6 +584,59 @@ async def test_the_reporter_away_holds_up_no_run(world: "World") -> None:
         await world.eventually(all_asked)
         world.reporter_open.set()
         assert [(await session.ended(run)).phase for run in runs] == ["Succeeded"] * 3
+
+
+async def test_the_reporter_away_holds_up_no_run_of_a_long_session(
+    world: "World", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contract, "SESSION_CONTINUE_BYTES", 10_000)
+    monkeypatch.setattr("dalang_worker.workflows.session.TOLD_PATIENCE_SECONDS", 0.1)
+    world.reporter_open.clear()
+    async with world.serving():
+        session = await world.start_session(ECHO, loop=True)
+        runs = [await session.send(f"say {number}") for number in range(9)]
+
+        async def all_asked() -> bool:
+            return len(await session.asked()) == len(runs)
+
+        await world.eventually(all_asked)
+        (history,) = await session.histories()
+        assert len(history.to_json()) > 2 * contract.SESSION_CONTINUE_BYTES
+        world.reporter_open.set()
+        assert [(await session.ended(run)).output for run in runs][-1] == "9: say 8"
+        assert (await session.ask("late")).output == "10: late"
+        assert (await session.ask("later")).output == "11: later"
+        assert len(await session.histories()) > 1
+
+
+@pytest.mark.parametrize("bound", ["BYTES", "EVENTS"])
+async def test_continuing_as_new_is_not_put_off_for_ever(
+    world: "World", monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(contract, "SESSION_CONTINUE_BYTES", 1_000)
+    monkeypatch.setattr("dalang_worker.workflows.session.TOLD_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(f"dalang_worker.workflows.session.PUT_OFF_MAX_{bound}", 10)
+    world.reporter_open.clear()
+    async with world.serving():
+        session = await world.start_session(ECHO, loop=True)
+        runs = [await session.send(f"say {number}") for number in range(2)]
+
+        async def has_waited_for_the_report() -> bool:
+            (history,) = await session.histories()
+            return any(event.HasField("timer_fired_event_attributes") for event in history.events)
+
+        await world.eventually(has_waited_for_the_report)
+        world.reporter_open.set()
+        assert [(await session.ended(run)).output for run in runs] == ["1: say 0", "2: say 1"]
+        first, *later = await session.histories()
+    assert later
+    assert said_in(first) == 1
+
+
+def said_in(history: WorkflowHistory) -> int:
+    """How many model calls an execution made."""
+    made = [event.activity_task_scheduled_event_attributes.activity_type.name for event in history.events]
+    return made.count(contract.MODEL_ACTIVITY)
 
 
 async def test_sessions_side_by_side(world: "World") -> None:

@@ -16,9 +16,11 @@ class Approval:
     """A CEL expression over `args`, `context`, `agent`, `run` and `tool`, such as `args.amount > 100`; one that fails means
     that a human is asked. Absent: always."""
     question: str | None = None
-    """What the human is asked, where neither Agent nor pool has a question. Absent: made of the agent's and the tool's name."""
+    """What the human is asked, after what the pool and before what the Agent asks. Where none of the three has a question, one
+    is made of the names of the agent, the tool and its function."""
     timeout: timedelta | float | None = None
-    """How long to wait for a decision; a number is seconds. Absent: for ever."""
+    """How long to wait for a decision, more than nothing; a number is seconds. Where Agent or pool ask as well it is the
+    shortest, or the longest where its end approves the call. Absent: for ever."""
     on_timeout: Literal["Reject", "Approve", "Fail"] = "Reject"
     """What an expired approval comes to: the model is told that nobody approved, as if approved, or the run fails."""
 

@@ -1,12 +1,16 @@
 """Whether a human has to approve a call, or an answer, and what exactly is approved. Pure but for the clock of `cel`.
 
-Three may ask: the Agent (on a tool, or its output), the pool (a floor, by patterns of names) and the tool's author
-(`@tool(approval=…)`). So none can undo what another wants:
+Three may ask: the pool (a floor, by patterns of names), the tool's author (`@tool(approval=…)`) and the Agent (on a tool, or
+its output). So none can undo what another wants:
 
 - asked is when **any** of them asks; an expression that fails means that it asks;
-- the question is the first that is given: the Agent's, the pool's, the author's, else one is made;
-- the timeout is the shortest that is given;
-- `onTimeout` is Fail if any that asks says so, Approve only if all that ask say so, else Reject.
+- the questions of all that ask are put, the pool's first, then the author's, then the Agent's; without any, one is made;
+- `onTimeout` is Fail if any that asks says so, Approve only if all that ask say so, else Reject;
+- the timeout is the shortest that is given, but where its end would approve the call the longest: for ever where one that
+  asks gives none. So each has at least the time to object that it asks for.
+
+Who approves is also shown what the call would run: the tool's name and the Agent's question are whatever the Agent's author
+likes.
 
 What is approved is a digest of the tool (its name as the model sees it, and what is behind it), of the arguments as canonical
 JSON, and of their schema. The activity that runs the call makes the digest again: the wrong one is asked about again.
@@ -21,7 +25,15 @@ from typing import Any, Literal
 from dalang import ToolFunction
 from dalang_api import cel
 from dalang_api.canonical import NotCanonicalError, canonical, digest
-from dalang_api.contract import AgentSnapshot, ApprovalFloor, ApprovalNeeded, ApprovalPolicy, ToolCall, ToolOutcome
+from dalang_api.contract import (
+    AgentSnapshot,
+    ApprovalFloor,
+    ApprovalNeeded,
+    ApprovalPolicy,
+    ApprovalTarget,
+    ToolCall,
+    ToolOutcome,
+)
 from pydantic_core import from_json
 
 from dalang_worker.mcp import McpTool
@@ -30,6 +42,20 @@ log = logging.getLogger(__name__)
 
 ARGUMENTS_MAX_BYTES = 64 * 1024
 """The most, as canonical JSON, that a human can be asked about: what an AgentApproval holds. More is refused, never cut."""
+QUESTION_MAX_CHARS = 512
+"""The longest question that an AgentApproval holds."""
+TARGET_MAX_CHARS = 128
+"""The longest name of what is behind a tool that an AgentApproval holds."""
+
+OnTimeout = Literal["Reject", "Approve", "Fail"]
+
+_TARGET_KINDS: dict[str, Literal["Function", "MCP", "Agent", "Handoff"]] = {
+    "function": "Function",
+    "mcp": "MCP",
+    "agent": "Agent",
+    "handoff": "Handoff",
+}
+"""Kinds of tools in expressions, and in an AgentApproval."""
 
 CHANGED_DO_NOT_FIT = "Not run: a human approved the call with other arguments, and those do not fit the tool."
 """What the model is told of an approver's arguments that do not fit, before what is wrong with them."""
@@ -100,6 +126,17 @@ class CalledTool:
             "idempotent": self.idempotent,
         }
 
+    def target(self) -> ApprovalTarget:
+        """Return what a call would run, as a human is shown it.
+
+        Raises:
+            UnshowableError: Its name, which an MCP server chooses freely, cannot be shown as it is.
+        """
+        if not (0 < len(self.behind) <= TARGET_MAX_CHARS and self.behind.isprintable()):
+            words = f"what is behind {self.name} has no name of 1 to {TARGET_MAX_CHARS} printable characters"
+            raise UnshowableError(f"a human has to approve it, and {words}")
+        return ApprovalTarget(kind=_TARGET_KINDS[self.kind], name=self.behind, server=self.server or None)
+
     def digest(self, arguments: str) -> str:
         """Return the digest of a call with these arguments, which are canonical JSON."""
         place = {"name": self.name, "kind": self.kind, "server": self.server, "behind": self.behind}
@@ -151,7 +188,7 @@ def for_call(
         UnshowableError: A human would have to approve it, and cannot be shown what.
     """
     floors = [floor for floor in circumstances.floors if _covers(floor, tool)]
-    policies = [*of_agent, *floors, *([tool.of_author] if tool.of_author else [])]
+    policies = [*floors, *([tool.of_author] if tool.of_author else []), *of_agent]
     if not policies:
         return None
     parsed = parse_arguments(arguments)
@@ -166,9 +203,9 @@ def for_call(
     if not asking:
         return None
     shown = _shown(parsed, f"the arguments of {tool.name}")
-    return _combined(
-        asking, f"Agent {circumstances.agent} wants to call {tool.name}. Approve?", shown, tool.digest(shown)
-    )
+    target = tool.target()
+    made = f"Agent {circumstances.agent} wants to call {_named(tool.name, target)}. Approve?"
+    return _combined(asking, made, shown, tool.digest(shown), target)
 
 
 def for_answer(agent: AgentSnapshot, answer: Any, circumstances: Circumstances) -> ApprovalNeeded | None:
@@ -207,8 +244,10 @@ def ask_again(tool: CalledTool, call: ToolCall) -> ApprovalNeeded | None:
     if now == call.approved_digest:
         return None
     log.info("tool %s has changed since its call was approved", call.tool)
-    question = f"Agent {call.agent or ''} wants to call {call.tool}, which has changed since it was approved. Approve?"
-    return ApprovalNeeded(question=question, arguments=shown, digest=now)
+    target = tool.target()
+    called = _named(call.tool, target)
+    question = f"Agent {call.agent or ''} wants to call {called}, which has changed since it was approved. Approve?"
+    return ApprovalNeeded(question=question, arguments=shown, digest=now, target=target)
 
 
 def approved_text(call: ToolCall) -> str:
@@ -261,19 +300,41 @@ def _shown(value: Any, what: str) -> str:
     return text
 
 
-def _combined(asking: list[ApprovalPolicy], made: str, arguments: str, of: str) -> ApprovalNeeded:
-    timeouts = [policy.timeout_seconds for policy in asking if policy.timeout_seconds is not None]
+def _named(tool: str, target: ApprovalTarget) -> str:
+    """Return a tool's name, and what is behind it where that has another."""
+    return tool if target.name == tool else f"{tool} ({target.words})"
+
+
+def _combined(
+    asking: list[ApprovalPolicy], made: str, arguments: str, of: str, target: ApprovalTarget | None = None
+) -> ApprovalNeeded:
+    on_timeout = _on_timeout(asking)
     return ApprovalNeeded(
-        question=next((policy.question for policy in asking if policy.question), made),
+        question=_question(asking) or made,
         arguments=arguments,
         digest=of,
-        timeout_seconds=min(timeouts, default=None),
-        on_timeout=_on_timeout(asking),
+        target=target,
+        timeout_seconds=_timeout(asking, on_timeout),
+        on_timeout=on_timeout,
     )
 
 
-def _on_timeout(asking: list[ApprovalPolicy]) -> Literal["Reject", "Approve", "Fail"]:
+def _question(asking: list[ApprovalPolicy]) -> str:
+    """Return the questions of all that ask, each once; what does not fit is cut at the end, where the Agent's is."""
+    text = "; ".join(dict.fromkeys(policy.question for policy in asking if policy.question))
+    return text if len(text) <= QUESTION_MAX_CHARS else f"{text[: QUESTION_MAX_CHARS - 1]}…"
+
+
+def _on_timeout(asking: list[ApprovalPolicy]) -> OnTimeout:
     said = {policy.on_timeout for policy in asking}
     if "Fail" in said:
         return "Fail"
     return "Approve" if said == {"Approve"} else "Reject"
+
+
+def _timeout(asking: list[ApprovalPolicy], on_timeout: OnTimeout) -> float | None:
+    """Return how long to wait: what ends in a yes, nobody may hurry."""
+    timeouts = [policy.timeout_seconds for policy in asking if policy.timeout_seconds is not None]
+    if on_timeout != "Approve":
+        return min(timeouts, default=None)
+    return max(timeouts) if len(timeouts) == len(asking) else None

@@ -81,7 +81,8 @@ class AgentApprovalSpec(ApiModel):
     reason: Annotated[str, Field(max_length=4096)] | None = None
     """Why. The model is told on Reject. Only together with `decision`."""
     override: Annotated[dict[str, Any] | None, Field(json_schema_extra=ANY_OBJECT)] = None
-    """Other arguments, or another answer, to go on with. Only together with `decision: Approve`; the model is told."""
+    """Other arguments, or another answer, to go on with; the answer of an agent without `output.schema` is `{"text": "…"}`.
+    Only together with `decision: Approve`; the model is told."""
     decided_by: Annotated[str, Field(max_length=256)] | None = None
     """Who decides: the name of the user who writes the decision, filled in or proved by the API server."""
 

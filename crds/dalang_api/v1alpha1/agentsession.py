@@ -67,7 +67,8 @@ class AgentSessionSpec(ApiModel):
     """Context variables the conversation begins with. They last: runs add to them, tools change them."""
     history_size: Annotated[int, Field(ge=4, le=400, json_schema_extra={"format": "int32"})] | None = None
     """How many messages the conversation keeps word for word. Beyond it, or beyond 512 KiB, the older half is summarised
-    before the next run's first turn. Default: 40."""
+    before the next run's first turn; while no summary can be written, all are kept up to 1 MiB, and each run tries again.
+    Default: 40."""
     summary: SummarySettings | None = None
     """How what was said before that is kept. Default: summarised by the Agent's own model."""
     limits: Limits | None = None
@@ -100,7 +101,7 @@ class AgentSessionStatus(ApiModel):
     conditions: Conditions = []
     """`Ready` is True while the session takes runs and, with reason `Closed`, when it has ended as it should; False when
     something it names is missing or it has lost its workflow; the message says which. `Stalled` is there, as True, where it
-    will not get further by itself."""
+    will not get further by itself; `Summarised`, as False, where the last summary could not be written."""
     observed_generation: Annotated[int, Field(ge=-1, json_schema_extra={"format": "int64"})] | None = None
     """The `metadata.generation` that the workflow was told of; -1: the controller has not looked yet."""
     agent: Annotated[str, Field(max_length=63)] | None = None

@@ -24,6 +24,8 @@ class ConditionType(StrEnum):
     """AgentRun: False where an agent's last retrieval failed; the run goes on without documents. Absent otherwise."""
     TOOLS_AVAILABLE = "ToolsAvailable"
     """AgentRun: False where an agent's model could not be offered all its tools at its last call. Absent otherwise."""
+    SUMMARISED = "Summarised"
+    """AgentSession: False where the last summary could not be written; `Ready` says what that means. Absent otherwise."""
 
 
 class Phase(StrEnum):
@@ -157,7 +159,9 @@ class Reason(StrEnum):
     """AgentRun ToolsAvailable=False: an MCP server is away, or has no tool of a name; the message says which and why."""
     # AgentSession: Ready
     ACTIVE = "Active"
-    """AgentSession Ready=True: the conversation goes on with the next run."""
+    """AgentSession Ready=True: the conversation goes on with the next run, or is about to close, as the message says."""
+    SUMMARY_FAILED = "SummaryFailed"
+    """AgentSession Summarised=False: the model could not write the last summary; the message has the words."""
     CLOSED = "Closed"
     """AgentSession Ready=True: the conversation has ended, by `closed` or `idleTimeout`."""
 
@@ -208,6 +212,9 @@ class Reason(StrEnum):
     POLICY_MISSING = "PolicyMissing"
     """AgentApproval Proven=False: a policy or its binding is missing or altered; the message has the command that installs
     them."""
+    DELETING = "Deleting"
+    """AgentApproval Ready=False: it is being deleted and a finalizer keeps it, so nothing decided here is delivered; the
+    message has the command that removes it. Its run asks anew once it is gone."""
     RUN_ENDED = "RunEnded"
     """AgentApproval Ready=False: the run had ended before the decision arrived."""
     HISTORY_LIMIT = "HistoryLimit"

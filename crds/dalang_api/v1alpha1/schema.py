@@ -177,15 +177,26 @@ class SecretKeyReference(ApiModel):
 class ApprovalPolicy(ApiModel):
     """When a human decides first, and what happens if nobody does."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.timeout) || self.timeout.matches('[1-9]')",
+                "timeout must be longer than 0s",
+                field_path=".timeout",
+            )
+        )
+    )
+
     when: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
     """A CEL expression that is true when a human has to be asked, such as `args.amount > 100`. It sees `args` (or `output`,
     for an answer), `context`, `agent`, `run` and `tool`. One that fails when it is evaluated means that a human is asked.
     Default: always."""
     question: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """What the human is asked. Default: made of the agent's and the tool's name."""
+    """What the human is asked. Where more than one asks, the pool's question comes first, then that of the tool's author,
+    then the Agent's. Default: made of the names of the agent, the tool and what is behind it."""
     timeout: Duration | None = None
-    """How long to wait for a decision, such as `12h`. Meanwhile the run's own `limits.timeout` stands still. Default: for
-    ever."""
+    """How long to wait for a decision, such as `12h`. Meanwhile the run's own `limits.timeout` stands still. Where more than
+    one asks it is the shortest, or the longest where its end approves the call. Default: for ever."""
     on_timeout: Literal["Reject", "Approve", "Fail"] | None = None
     """What an expired approval comes to. Reject: the model is told that nobody approved. Approve: as if approved. Fail: the
     run fails. Default: Reject."""

@@ -1,7 +1,9 @@
 """Conversations on real servers: order and memory under kills, what one run's end leaves the others, and the session's own end."""
 
+import signal
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,6 +42,12 @@ class Session:
             [message["content"] for message in request["body"]["messages"] if message["role"] != "system"]
             for request in requests
         ]
+
+
+def wait_until_idle(shop: "Shop", last: "Object", seconds: float) -> None:
+    """Wait until nothing but a run that waits can have kept a session open, by the status of the run before."""
+    over = datetime.fromisoformat(last["finishedAt"]).timestamp() + seconds + 1
+    shop.system.wait_for("its idle time is over", lambda: time.time() > over)
 
 
 def open_session(shop: "Shop", name: str, *responses: "Object", agent: str | None = None, **spec: Any) -> Session:
@@ -151,6 +159,69 @@ def test_an_idle_session_closes(mall: "Shop") -> None:
     session = open_session(mall, "idle", idleTimeout="3s")
     session.say("idle-1", "hello").answered()
     assert "idleTimeout" in mall.waits("AgentSession", "idle", "Closed")
+
+
+def test_a_session_told_to_close_ends_what_waits_at_once_and_itself_after_the_run_under_way(mall: "Shop") -> None:
+    session = open_session(mall, "told", LATE)
+    first = session.say("told-1", "one")
+    mall.system.wait_for("it is asked", lambda: session.asked("told"))
+    second = session.say("told-2", "two")
+    second.waits("Queued")
+    assert session.status["queuedRuns"] == 1
+    mall.delete("Agent", "told")
+    third = session.say("told-3", "three")
+    third.waits("AgentNotFound")
+    mall.patch("AgentSession", "told", {"spec": {"closed": True}})
+    assert [run.ended(20)["conditions"][0]["reason"] for run in (second, third)] == ["SessionClosed", "SessionClosed"]
+    message = "Closed by spec.closed; the session closes when the run under way has ended"
+    mall.system.wait_for("it says so", lambda: mall.condition("AgentSession", "told")["message"] == message)
+    assert first.status["phase"] == "Running"
+    first.cancel()
+    assert mall.waits("AgentSession", "told", "Closed") == "Closed by spec.closed"
+
+
+def test_a_run_that_waits_for_its_agent_keeps_a_session_open(mall: "Shop") -> None:
+    session = open_session(mall, "patient", idleTimeout="3s")
+    first = session.say("patient-1", "hello").answered()
+    mall.delete("Agent", "patient")
+    second = session.say("patient-2", "still there?")
+    second.waits("AgentNotFound")
+    wait_until_idle(mall, first, 3)
+    mall.agent("patient")
+    assert second.answered()["output"] == "2: still there?"
+    assert "idleTimeout, 3s" in mall.waits("AgentSession", "patient", "Closed")
+
+
+def test_a_run_that_came_in_time_keeps_a_session_open_though_the_operator_was_away(annex: "Shop") -> None:
+    system = annex.system
+    session = open_session(annex, "away-in-time", idleTimeout="3s")
+    first = session.say("away-in-time-1", "hello").answered()
+    pid = system.signal("operator", signal.SIGSTOP)
+    second = session.say("away-in-time-2", "still there?")
+    wait_until_idle(annex, first, 3)
+    system.kill("operator")
+    system.wait_for("the operator is back", lambda: system.is_back("operator", pid))
+    assert second.answered()["output"] == "2: still there?"
+    annex.waits("AgentSession", "away-in-time", "Closed")
+
+
+def test_a_session_says_that_a_summary_failed_until_one_is_written(mall: "Shop") -> None:
+    mall.model("scribe", alwaysError={"status": 401, "message": "no such key"})
+    session = open_session(mall, "forgetful", historySize=4, summary={"modelRef": {"name": "scribe"}})
+    for turn in range(4):
+        session.say(f"forgetful-{turn}", f"turn {turn}").answered()
+
+    def says(words: str) -> bool:
+        return words in mall.condition("AgentSession", "forgetful")["message"]
+
+    mall.system.wait_for("it says so", lambda: says("no such key"))
+    assert mall.condition("AgentSession", "forgetful", "Summarised")["reason"] == "SummaryFailed"
+    assert session.asked("forgetful")[-1][0] == "turn 0", "nothing was given up"
+    mall.script("scribe")
+    session.say("forgetful-4", "turn 4").answered()
+    mall.system.wait_for("it says no more", lambda: not says("no such key"))
+    assert "turn 0" in session.status["summary"]
+    assert mall.condition("AgentSession", "forgetful", "Summarised")["status"] == ""
 
 
 def test_a_lost_session_is_never_begun_anew(mall: "Shop") -> None:

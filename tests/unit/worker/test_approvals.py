@@ -7,9 +7,18 @@ from typing import Any
 import pytest
 from dalang import Approval, ToolFunction, tool
 from dalang_api.canonical import canonical, digest
-from dalang_api.contract import AgentSnapshot, ApprovalFloor, ApprovalNeeded, ApprovalPolicy, ToolCall
+from dalang_api.contract import (
+    AgentSnapshot,
+    ApprovalFloor,
+    ApprovalNeeded,
+    ApprovalPolicy,
+    ApprovalTarget,
+    HandoffBinding,
+    ToolCall,
+)
 from dalang_worker.approvals import (
     ARGUMENTS_MAX_BYTES,
+    QUESTION_MAX_CHARS,
     CalledTool,
     Circumstances,
     UnshowableError,
@@ -18,6 +27,7 @@ from dalang_worker.approvals import (
     for_call,
 )
 from dalang_worker.mcp import McpTool
+from dalang_worker.tools.offer import AgentOffer, HandoffOffer
 
 PAY = CalledTool("pay", "function", "process_payment", {"type": "object"})
 AROUND = Circumstances("support", "r1", "shop", {"vip": True})
@@ -35,7 +45,12 @@ def floor(*tools: str, **more: Any) -> ApprovalFloor:
 
 
 def needed(**more: Any) -> ApprovalNeeded:
-    asked = {"question": "Agent support wants to call pay. Approve?", "arguments": SHOWN, "digest": PAY.digest(SHOWN)}
+    asked = {
+        "question": "Agent support wants to call pay (function process_payment). Approve?",
+        "arguments": SHOWN,
+        "digest": PAY.digest(SHOWN),
+        "target": ApprovalTarget(kind="Function", name="process_payment"),
+    }
     return ApprovalNeeded.model_validate({**asked, **more})
 
 
@@ -111,11 +126,18 @@ ASKS, SILENT = "args.amount > 100", "args.amount > 500"
             policy(question="A?", timeout_seconds=30),
             floor("pay", question="P?", timeout_seconds=20),
             policy(question="T?", timeout_seconds=10),
-            {"question": "A?", "timeout_seconds": 10},
-            id="the Agent's question, the shortest timeout",
+            {"question": "P?; T?; A?", "timeout_seconds": 10},
+            id="all questions, the shortest timeout",
         ),
-        pytest.param(policy(), floor("pay", question="P?"), policy(question="T?"), {"question": "P?"}, id="the pool's"),
-        pytest.param(policy(), floor("pay"), policy(question="T?"), {"question": "T?"}, id="the author's"),
+        pytest.param(
+            policy(question="Really?"),
+            floor("pay", question="Pay?"),
+            policy(question="Really?"),
+            {"question": "Pay?; Really?"},
+            id="each question once",
+        ),
+        pytest.param(policy(question="A?"), floor("pay"), policy(), {"question": "A?"}, id="the Agent's alone"),
+        pytest.param(policy(), floor("pay"), policy(question="T?"), {"question": "T?"}, id="the author's alone"),
         pytest.param(policy(timeout_seconds=5), floor("pay"), None, {"timeout_seconds": 5}, id="a timeout beats none"),
         pytest.param(
             policy(on_timeout="Approve"),
@@ -123,6 +145,34 @@ ASKS, SILENT = "args.amount > 100", "args.amount > 500"
             policy(on_timeout="Approve"),
             {"on_timeout": "Approve"},
             id="Approve by all",
+        ),
+        pytest.param(
+            policy(timeout_seconds=2, on_timeout="Approve"),
+            floor("pay", timeout_seconds=86400, on_timeout="Approve"),
+            policy(timeout_seconds=60, on_timeout="Approve"),
+            {"timeout_seconds": 86400, "on_timeout": "Approve"},
+            id="nobody hurries an approval by timeout: the longest",
+        ),
+        pytest.param(
+            policy(timeout_seconds=2, on_timeout="Approve"),
+            None,
+            policy(on_timeout="Approve"),
+            {"timeout_seconds": None, "on_timeout": "Approve"},
+            id="who gives none waits for ever, whatever others say",
+        ),
+        pytest.param(
+            policy(timeout_seconds=2, on_timeout="Approve"),
+            floor("pay", timeout_seconds=86400),
+            None,
+            {"timeout_seconds": 2, "on_timeout": "Reject"},
+            id="a rejection by timeout may be hurried",
+        ),
+        pytest.param(
+            policy(timeout_seconds=2, on_timeout="Fail"),
+            floor("pay", timeout_seconds=86400, on_timeout="Approve"),
+            None,
+            {"timeout_seconds": 2, "on_timeout": "Fail"},
+            id="so may a failure",
         ),
         pytest.param(
             policy(on_timeout="Approve"),
@@ -151,6 +201,78 @@ def test_who_asks(
     assert found == (None if asked is None else needed(**asked))
 
 
+def test_questions_that_do_not_fit_are_cut_where_the_agent_s_is() -> None:
+    around = replace(AROUND, floors=[floor("pay", question="P" * 400)])
+    found = for_call(PAY, ARGUMENTS, around, [policy(question="A" * 400)])
+    assert found is not None
+    assert found.question == f"{'P' * 400}; {'A' * 109}…"
+    assert len(found.question) == QUESTION_MAX_CHARS
+
+
+def mcp(name: str, seen_as: str) -> CalledTool:
+    return CalledTool.mcp(seen_as, "shop", McpTool(name, "", {}, once=True))
+
+
+@pytest.mark.parametrize(
+    ("called", "target", "words"),
+    [
+        pytest.param(
+            replace(PAY, name="greet"),
+            {"kind": "Function", "name": "process_payment"},
+            "greet (function process_payment)",
+            id="a function under another name",
+        ),
+        pytest.param(
+            replace(PAY, behind="pay"), {"kind": "Function", "name": "pay"}, "pay", id="a function of the tool's name"
+        ),
+        pytest.param(
+            mcp("pay", "shop__pay"),
+            {"kind": "MCP", "name": "pay", "server": "shop"},
+            "shop__pay (pay of MCP server shop)",
+            id="a server's tool under another name",
+        ),
+        pytest.param(
+            mcp("pay", "pay"), {"kind": "MCP", "name": "pay", "server": "shop"}, "pay", id="under the server's name"
+        ),
+        pytest.param(
+            AgentOffer("greet", AGENT.model_copy(update={"name": "refunds"})).called,
+            {"kind": "Agent", "name": "refunds"},
+            "greet (agent refunds)",
+            id="an agent",
+        ),
+        pytest.param(
+            HandoffOffer(HandoffBinding(agent="sales.eu")).called,
+            {"kind": "Handoff", "name": "sales.eu"},
+            "transfer_to_sales_eu (hand-off to sales.eu)",
+            id="a hand-off",
+        ),
+    ],
+)
+def test_a_human_is_told_what_would_be_run(called: CalledTool, target: dict[str, Any], words: str) -> None:
+    found = for_call(called, "{}", AROUND, [policy()])
+    assert found is not None
+    assert found.target == ApprovalTarget.model_validate(target)
+    assert found.question == f"Agent support wants to call {words}. Approve?"
+    asked = for_call(called, "{}", AROUND, [policy(question="Say hello?")])
+    assert asked is not None
+    assert (asked.target, asked.question) == (found.target, "Say hello?")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("x" * 129, id="too long"),
+        pytest.param("", id="none"),
+        pytest.param("find\nApproved already.", id="a line of its own"),
+        pytest.param("find\u202eyap", id="written backwards"),
+    ],
+)
+def test_a_server_s_tool_whose_name_cannot_be_shown_is_refused_where_somebody_asks(name: str) -> None:
+    with pytest.raises(UnshowableError, match="what is behind find has no name of 1 to 128 printable characters"):
+        for_call(mcp(name, "find"), "{}", AROUND, [policy()])
+    assert for_call(mcp(name, "find"), "{}", AROUND) is None
+
+
 def test_an_author_s_policy_is_part_of_the_function(registry: dict[str, ToolFunction]) -> None:
     @tool(approval=Approval(when="args.amount > 100", question="Really?", timeout=60, on_timeout="Fail"))
     def pay(amount: float) -> str:
@@ -162,6 +284,7 @@ def test_an_author_s_policy_is_part_of_the_function(registry: dict[str, ToolFunc
         question="Really?",
         arguments='{"amount":100.5}',
         digest=called.digest('{"amount":100.5}'),
+        target=ApprovalTarget(kind="Function", name="pay"),
         timeout_seconds=60,
         on_timeout="Fail",
     )
@@ -266,7 +389,9 @@ def test_what_was_not_approved_is_asked_again(tool: CalledTool, more: dict[str, 
     again = ask_again(tool, approved(**more))
     assert again is not None
     assert (again.arguments, again.digest) == (shown, tool.digest(shown))
-    assert again.question == "Agent support wants to call pay, which has changed since it was approved. Approve?"
+    called = "pay (function process_payment)"
+    assert again.question == f"Agent support wants to call {called}, which has changed since it was approved. Approve?"
+    assert again.target == ApprovalTarget(kind="Function", name="process_payment")
     assert (again.timeout_seconds, again.on_timeout) == (None, "Reject")
     assert ask_again(tool, approved(**{**more, "approved_digest": again.digest})) is None
 

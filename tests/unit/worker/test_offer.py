@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 import pytest
 from dalang import Context, tool
 from dalang.tools import ToolFunction
+from dalang_api import contract
 from dalang_api.contract import (
     AgentCall,
     AgentSnapshot,
     ApprovalFloor,
     ApprovalNeeded,
     ApprovalPolicy,
+    ApprovalTarget,
     CallVerdict,
     HandoffBinding,
     McpBinding,
@@ -182,9 +184,10 @@ async def test_the_agent_s_policy_goes_with_the_verdict(weather: Tools) -> None:
         once=True,
         reads_context=True,
         approval=ApprovalNeeded(
-            question="Agent desk wants to call charge. Approve?",
+            question="Agent desk wants to call charge (function pay). Approve?",
             arguments='{"amount":120}',
             digest=CalledTool.function("charge", weather["pay"]).digest('{"amount":120}'),
+            target=ApprovalTarget(kind="Function", name="pay"),
         ),
     )
 
@@ -232,6 +235,20 @@ async def test_two_bindings_of_a_server_s_tool_ask_for_both(registry: Tools) -> 
     made = await offers(registry, mcp("shop"), asking, servers=FakeServers({"shop": ["pay", "find"]}))
     asked = {name: made.judge("c", name, "{}").approval is not None for name in made.tools}
     assert asked == {"find": False, "pay": True}
+
+
+async def test_64_kib_of_arguments_are_run_and_no_more(weather: Tools) -> None:
+    made = await offers(weather, WEATHER, ToolBinding(name="asked", function="weather", approval=ALWAYS))
+    longest = '{"city":"' + "x" * (contract.CALL_ARGUMENTS_MAX_BYTES - len('{"city":""}')) + '"}'
+    for name in ("weather", "asked"):
+        verdict = made.judge("c", name, longest)
+        assert (verdict.function, verdict.error) == ("weather", None)
+        assert made.judge("c", name, longest + " ") == CallVerdict(
+            call_id="c", error="Not run: the arguments are longer than 65536 bytes."
+        )
+    shown = made.judge("c", "asked", longest).approval
+    assert shown is not None
+    assert shown.arguments == longest
 
 
 async def test_arguments_that_cannot_be_shown_are_refused(weather: Tools) -> None:

@@ -315,7 +315,7 @@ def make_reply(
             else:
                 verdicts.append(offers.judge(call_id, name, arguments))
             # Arguments that do not fit our bounds are not kept: cut JSON is no JSON.
-            is_kept = size <= contract.TOOL_OUTPUT_MAX_BYTES and arguments_left >= 0
+            is_kept = size <= contract.CALL_ARGUMENTS_MAX_BYTES and arguments_left >= 0
             parts.append(ToolCallPart(call_id=call_id, tool=name, arguments=arguments if is_kept else "{}"))
     message = Message(role="assistant", parts=parts or [TextPart(text="")], sender=agent.name)
     structured, correction = _judge_answer(agent, answer, is_answer=not verdicts)
@@ -352,12 +352,18 @@ def make_call_id(call: ModelCall, index: int) -> str:
 def _judge_answer(
     agent: AgentSnapshot, answer: ModelAnswer, *, is_answer: bool
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the answer as an object, or what the model is told to answer again; neither where no object is due."""
-    if agent.output_schema is None or not is_answer or answer.failure or answer.call_again:
+    """Return the answer as an object, or what the model is told to answer again; neither where plain text will do.
+
+    What was cut would be no object, and no human can approve it.
+    """
+    may_be_cut = agent.output_schema is None and agent.output_approval is None
+    if may_be_cut or not is_answer or answer.failure or answer.call_again:
         return None, None
     text = "\n".join(part.text for part in answer.parts if isinstance(part, TextPart))
-    if len(text.encode()) > contract.MESSAGE_MAX_BYTES:
+    if len(clean(text).encode()) > contract.MESSAGE_MAX_BYTES:
         return None, f"The answer is longer than {contract.MESSAGE_MAX_BYTES} bytes. Answer again, shorter."
+    if agent.output_schema is None:
+        return None, None
     try:
         return output_schema.fit(agent.output_schema, text), None
     except output_schema.AnswerError as error:

@@ -83,6 +83,7 @@ class Approvals:
                 "name": pending.request.name,
                 "uid": pending.uid,
                 "tool": pending.request.tool,
+                "target": pending.request.target,
                 "state": state,
                 "decision": decision.decision if decision else None,
                 "decided_by": decision.decided_by if decision else None,

@@ -15,6 +15,9 @@ from dalang_worker.conductor.thread import Thread
 
 BOUNDED_OVERRIDES = "bounded-overrides"
 """The change since when a decision with too large an override is not acted on."""
+FITTING_OVERRIDES = "fitting-overrides"
+"""The change since when an override that is a single text, of an answer without a schema or of an agent's call, is read as
+that, and not acted on where it is anything else."""
 
 
 async def ask(
@@ -93,8 +96,9 @@ async def approve_answer(
             return None
         if override is None:
             return answer
-        thread.tell(f"A human approved your answer with changes. It is now: {as_json(override)}")
-        return Answer(as_json(override), override if agent.output_schema is not None else None)
+        changed = _changed_answer(agent, override, ports)
+        thread.tell(f"A human approved your answer with changes. It is now: {changed.text}")
+        return changed
     return answer
 
 
@@ -102,11 +106,29 @@ async def _problem_of_answer(
     state: RunState, agent: AgentSnapshot, override: dict[str, Any] | None, ports: Ports
 ) -> str:
     problem = override_problem("answer", override, ports)
-    if problem or override is None or agent.output_schema is None:
+    if problem or override is None:
         return problem
+    if agent.output_schema is None:
+        return text_problem("answer", "text", override, ports)
     with state.clock.working():
         found = await ports.check_answer(agent, override)
     return f"The changed answer did not fit: {found}" if found else ""
+
+
+def _changed_answer(agent: AgentSnapshot, override: dict[str, Any], ports: Ports) -> Answer:
+    if agent.output_schema is not None:
+        return Answer(as_json(override), override)
+    return Answer(override["text"] if ports.patched(FITTING_OVERRIDES) else as_json(override))
+
+
+def text_problem(what: str, member: str, override: dict[str, Any], ports: Ports) -> str:
+    """Return why a text that an approver changed cannot be used; empty where it is there, and nothing else is."""
+    text = override.get(member)
+    if isinstance(text, str) and text and len(override) == 1:
+        return ""
+    if not ports.patched(FITTING_OVERRIDES):
+        return ""
+    return f'The changed {what} cannot be used: exactly {{"{member}": "…"}} is expected'
 
 
 def override_problem(what: str, override: dict[str, Any] | None, ports: Ports) -> str:

@@ -22,12 +22,24 @@ from dalang_api.contract import (
 )
 from dalang_api.v1alpha1.conditions import Reason
 
-from dalang_worker.conductor.asking import applied, as_json, ask, noting, override_problem, refusal_of, with_override
+from dalang_worker.conductor.asking import (
+    applied,
+    as_json,
+    ask,
+    noting,
+    override_problem,
+    refusal_of,
+    text_problem,
+    with_override,
+)
 from dalang_worker.conductor.budget import Budget, LimitReached, RunFailed
 from dalang_worker.conductor.state import Answer, Conversation, Ports, Question, RunState
 from dalang_worker.conductor.thread import Thread
 
 T = TypeVar("T")
+
+APPLIED_BEFORE = "applied-before"
+"""The change since when a decision about an agent's call counts as acted on while that agent works, which may take days."""
 
 RUN_WIDE_REASONS = frozenset({Reason.HISTORY_LIMIT, Reason.WORKFLOW_FAILED})
 """What ends the run even if it meets an agent called as a tool; of anything else its caller is told."""
@@ -78,11 +90,14 @@ async def _call_when_approved(turn: Turn, index: int, part: ToolCallPart, verdic
             applied(state, pending, decision)
             return _refused(f"Not run: {refusal}")
         override = decision.override if decision else None
-        problem = override_problem("arguments", override, turn.ports)
+        problem = _problem_of_arguments(verdict, override, turn.ports)
         if problem:
             state.approvals.end(pending, "Superseded", decision, problem)
             asked += 1
             continue
+        if verdict.agent is not None and turn.ports.patched(APPLIED_BEFORE):
+            applied(state, pending, decision, _why_no_agent(turn))
+            return with_override(await _call_tool(turn, index, part, verdict, needed, override), override)
         try:
             outcome = await _call_tool(turn, index, part, verdict, needed, override)
         except BaseException:
@@ -93,9 +108,17 @@ async def _call_when_approved(turn: Turn, index: int, part: ToolCallPart, verdic
             return outcome if verdict.handoff else with_override(outcome, override)
         if decision is not None:
             state.approvals.end(pending, "Superseded", decision)
-        again = {"arguments": outcome.ask_again.arguments, "digest": outcome.ask_again.digest}
+        new = outcome.ask_again
+        again = {"arguments": new.arguments, "digest": new.digest, "target": new.target or needed.target}
         needed, asked = needed.model_copy(update=again), asked + 1
     return await _call_tool(turn, index, part, verdict)
+
+
+def _problem_of_arguments(verdict: CallVerdict, override: dict[str, Any] | None, ports: Ports) -> str:
+    problem = override_problem("arguments", override, ports)
+    if problem or override is None or verdict.agent is None:
+        return problem
+    return text_problem("arguments", "message", override, ports)
 
 
 def _note(verdict: CallVerdict, outcome: ToolOutcome, override: dict[str, Any] | None) -> str | None:
@@ -149,11 +172,9 @@ async def _call_tool(
 
 async def _call_agent(turn: Turn, index: int, call: AgentCall) -> ToolOutcome:
     """Have another agent answer in a thread of its own. What fails there alone is told to the caller's model."""
+    if words := _why_no_agent(turn):
+        return _refused(words)
     state, caller = turn.state, turn.conversation
-    if caller.depth + 1 >= contract.AGENT_DEPTH_MAX:
-        return _refused(f"Not run: agents may call agents {contract.AGENT_DEPTH_MAX} deep. Answer with what you have.")
-    if state.nested >= contract.THREADS_MAX:
-        return _refused(f"Not run: {contract.THREADS_MAX} agents are at work already. Call it again afterwards.")
     limits = state.snapshot.agent(call.agent).limits or LimitSettings()
     thread = Thread(f"{turn.number}.{index}.{call.agent}", [Message(role="user", parts=[TextPart(text=call.message)])])
     budget = Budget(limits, parent=caller.budget)
@@ -178,6 +199,15 @@ async def _call_agent(turn: Turn, index: int, call: AgentCall) -> ToolOutcome:
     finally:
         state.nested -= 1
     return ToolOutcome(output=f"{words}{_done_by(thread)}", is_error=True, context=_changes(caller, nested))
+
+
+def _why_no_agent(turn: Turn) -> str | None:
+    """Return why no agent can be called as a tool now, for the model; None where one can."""
+    if turn.conversation.depth + 1 >= contract.AGENT_DEPTH_MAX:
+        return f"Not run: agents may call agents {contract.AGENT_DEPTH_MAX} deep. Answer with what you have."
+    if turn.state.nested >= contract.THREADS_MAX:
+        return f"Not run: {contract.THREADS_MAX} agents are at work already. Call it again afterwards."
+    return None
 
 
 def _changes(caller: Conversation, nested: Conversation) -> dict[str, Any] | None:

@@ -46,7 +46,8 @@ async def converse(state: RunState, conversation: Conversation, ports: Ports) ->
         except LimitReached as reached:
             if not correction:
                 raise
-            words = f"{reached.message}. The last answer did not fit output.schema: {correction}"
+            fault = "was not taken" if agent.output_schema is None else "did not fit output.schema"
+            words = f"{reached.message}. The last answer {fault}: {correction}"
             raise LimitReached(reached.budget, reached.reason, words) from None
         correction = reply.correction or ""
         paused = paused + 1 if reply.call_again else 0

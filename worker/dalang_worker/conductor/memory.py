@@ -31,6 +31,8 @@ class Memory:
     agent: str
     context: dict[str, Any]
     summary: str | None = None
+    summary_problem: str | None = None
+    """Why the last try to write one failed."""
     threads: int = 1
     """How many threads there were. Each has a name of its own, since workers remember threads by name."""
     budget: Budget = field(default_factory=lambda: Budget(contract.LimitSettings()))
@@ -50,7 +52,15 @@ class Memory:
             is_priced=state.is_priced,
         )
         threads = state.threads + 1
-        return cls(_thread(threads, state.messages), session.agent, context, state.summary, threads, budget)
+        return cls(
+            _thread(threads, state.messages),
+            session.agent,
+            context,
+            state.summary,
+            state.summary_problem,
+            threads,
+            budget,
+        )
 
     def checkpoint(self) -> Checkpoint:
         """Return the conversation as it is."""
@@ -122,6 +132,7 @@ def state_of(memory: Memory, **more: Any) -> SessionState:
         threads=memory.threads,
         messages=memory.thread.messages,
         summary=memory.summary,
+        summary_problem=memory.summary_problem,
         input_tokens=memory.budget.input_tokens,
         output_tokens=memory.budget.output_tokens,
         cost_usd=f"{memory.budget.cost_usd:f}",

@@ -95,8 +95,8 @@ class Offers:
         if offer is None:
             known = ", ".join(sorted(self.tools)) or "none"
             return CallVerdict(call_id=call_id, error=f"There is no tool {tool!r}. The tools are: {known}.")
-        if len(arguments.encode()) > contract.TOOL_OUTPUT_MAX_BYTES:
-            limit = contract.TOOL_OUTPUT_MAX_BYTES
+        if len(arguments.encode()) > contract.CALL_ARGUMENTS_MAX_BYTES:
+            limit = contract.CALL_ARGUMENTS_MAX_BYTES
             return CallVerdict(call_id=call_id, error=f"Not run: the arguments are longer than {limit} bytes.")
         try:
             verdict = offer.judge(call_id, arguments)

@@ -279,6 +279,7 @@ class RunExecution:
                 subject="Output" if question.tool is None else "ToolCall",
                 agent=agent.name,
                 tool=question.tool,
+                target=needed.target,
                 question=needed.question,
                 arguments=needed.arguments,
                 digest=needed.digest,

@@ -61,6 +61,18 @@ REPORT_PATIENCE = timedelta(days=30)
 sweep, since its workflow has ended; that of a session goes on."""
 CANCELLED_IN_TEMPORAL = "Its workflow was cancelled in Temporal"
 
+CLOSED_BY_CONTROLLER = "closed-by-controller"
+"""The change since when `idleTimeout` is the controller's: it alone knows of runs that came and were not sent."""
+REFUSED_AT_ONCE = "refused-at-once"
+"""The change since when closing ends the queued runs at once, whatever the one under way waits for."""
+CONTINUED_LATER = "continued-later"
+"""The change since when open reports put continuing as new off; before, the session stood still until they were written."""
+PUT_OFF_MAX_BYTES = 16 * 1024 * 1024
+"""How large a history may be for that: far below what Temporal ends a workflow at (50 MiB), and with room for a long run below
+`contract.HISTORY_MAX_BYTES`. It is reached only while the reporter is away for hundreds of runs."""
+PUT_OFF_MAX_EVENTS = 16_000
+"""Likewise in events (Temporal: 51,200)."""
+
 
 @workflow.defn(name=contract.SESSION_WORKFLOW)
 class AgentSessionWorkflow:
@@ -94,7 +106,7 @@ class AgentSessionWorkflow:
         self._carried_bytes = _weight(session)
         while await self._has_next():
             await self._carry_out(self._queue.pop(0))
-            if self._is_long():
+            if self._is_long() and not self._puts_off():
                 await self._continue()
         return await self._close()
 
@@ -112,8 +124,9 @@ class AgentSessionWorkflow:
         return self.settings.closed is None
 
     def _idle_left(self) -> timedelta | None:
+        """Return what is left of `idleTimeout` in an execution that still keeps it itself; None where nothing is."""
         limit = self.settings.idle_timeout_seconds
-        if limit is None:
+        if limit is None or workflow.patched(CLOSED_BY_CONTROLLER):
             return None
         left = datetime.fromisoformat(self._idle_since) + timedelta(seconds=limit) - workflow.now()
         return max(left, timedelta())
@@ -163,16 +176,24 @@ class AgentSessionWorkflow:
         """Tell of the end, the runs that are still queued first."""
         closed_at = timestamp(workflow.now())
         while True:
-            for exchange in self._queue:
-                message = (
-                    f"AgentSession {self.target.name} was closed before the run's turn came. {self.settings.closed}"
-                )
-                self._end_unbegun(exchange.run, Phase.FAILED, Reason.SESSION_CLOSED, message)
-            self._queue.clear()
+            self._refuse_queued()
             self._reports.append(self._report(closed_at))
             await self._all_reported()
             if not self._queue:
                 return self.session_report(self._seq, closed_at)
+
+    def _refuse_queued(self) -> None:
+        """End the runs whose turn does not come, since the session is closed."""
+        message = f"AgentSession {self.target.name} was closed before the run's turn came. {self.settings.closed}"
+        queue, self._queue = self._queue, []
+        for exchange in queue:
+            self._end_unbegun(exchange.run, Phase.FAILED, Reason.SESSION_CLOSED, message)
+
+    def _refuse_at_once(self) -> None:
+        """Do that while a run is under way, which may wait for a human for ever; without one `_close` does it now."""
+        is_due = self.settings.closed is not None and self._current is not None and bool(self._queue)
+        if is_due and workflow.patched(REFUSED_AT_ONCE):
+            self._refuse_queued()
 
     # ── Continuing as new ──
 
@@ -182,6 +203,16 @@ class AgentSessionWorkflow:
         return (
             size > max(contract.SESSION_CONTINUE_BYTES, 2 * self._carried_bytes) or info.is_continue_as_new_suggested()
         )
+
+    def _puts_off(self) -> bool:
+        """Return whether the next run comes first: an open report would be lost, and the reporter may be away."""
+        info = workflow.info()
+        is_small = (
+            info.get_current_history_size() <= PUT_OFF_MAX_BYTES
+            and info.get_current_history_length() <= PUT_OFF_MAX_EVENTS
+        )
+        is_open = not all(report.done() for report in self._reports)
+        return is_open and is_small and workflow.patched(CONTINUED_LATER)
 
     async def _continue(self) -> None:
         """Continue as new, if what is to be carried is not too much, as after a very long run; then after the next."""
@@ -206,7 +237,6 @@ class AgentSessionWorkflow:
                 seen=self._seen,
                 runs=self._runs,
                 last_run=self._last_run,
-                idle_since=self._idle_since,
             ),
         )
 
@@ -220,6 +250,7 @@ class AgentSessionWorkflow:
         if self._sees(exchange.run):
             self._queue.append(exchange.model_copy(update={"snapshot": None}))
             self._was_told = True
+            self._refuse_at_once()
             if self._current is not None:
                 self._current.is_waited_for()
 
@@ -246,6 +277,7 @@ class AgentSessionWorkflow:
         """Take other settings; what has closed stays closed."""
         self.settings = settings.model_copy(update={"closed": self.settings.closed or settings.closed})
         self._was_told = True
+        self._refuse_at_once()
 
     @workflow.signal(name=contract.DECIDE_SIGNAL)
     def decide(self, decision: Decision) -> None:
@@ -324,6 +356,7 @@ class AgentSessionWorkflow:
             last_run=self._last_run,
             messages=recent_messages(self.memory.thread),
             summary=self.memory.summary,
+            summary_problem=self.memory.summary_problem if self.settings.summary_enabled else None,
             context=context_texts(self.memory.context),
             input_tokens=budget.input_tokens,
             output_tokens=budget.output_tokens,
@@ -459,6 +492,7 @@ class _ExchangeExecution(RunExecution):
         memory, settings = self._session.memory, self._session.settings
         count = too_many(memory.thread, settings)
         if not count:
+            memory.summary_problem = None
             return
         written = await self._summary(count) if settings.summary_enabled else None
         if settings.summary_enabled and written is None and not must_shorten(memory.thread):
@@ -505,8 +539,10 @@ class _ExchangeExecution(RunExecution):
             if isinstance(error.cause, CancelledError):
                 raise asyncio.CancelledError from error
             workflow.logger.warning("the conversation goes on without a summary: %s", error.cause)
+            self._session.memory.summary_problem = _why_none(error, call.model)
             self._charge_failed(error)
             return None
+        self._session.memory.summary_problem = None
         self.state.budget.charge(reply)
         return reply.summary
 
@@ -574,3 +610,11 @@ class _ExchangeExecution(RunExecution):
 
 def _weight(session: SessionInput) -> int:
     return len(session.model_dump_json(exclude_none=True).encode())
+
+
+def _why_none(error: ActivityError, model: str) -> str:
+    """Return why a model wrote no summary, as the session tells it."""
+    cause = error.cause
+    lost = f"AgentModel {model} gave no answer in time, or its worker was lost"
+    words = cause.message if isinstance(cause, ApplicationError) else lost
+    return words[: contract.APPROVAL_NOTE_MAX_CHARS].rstrip(".")

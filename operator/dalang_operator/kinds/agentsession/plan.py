@@ -6,7 +6,7 @@ B  not begun, closed  missing                      Closed: it need not begin
 C  begun              not asked, or open           send runs in order, as many as may queue; end those that were cancelled
 D  changed            as C                         tell it, then note that it knows
    with runs          as C, not yet by us          have it report: a run of it may have been deleted or ended meanwhile
-E  closed, or idle    as C                         see that a worker lets it end
+E  closed, or idle    as C                         have it close, see that a worker does; its unsent runs end: SessionClosed
 F  not closed         ended by its own decision    the status of its last report
 G  not closed         missing twice, or ended      SessionLost; it is never begun anew
 H  closed, or lost    not asked                    its runs end: SessionClosed, SessionLost
@@ -16,11 +16,14 @@ J  gone               not asked                    its unsent runs wait: Session
 The signal comes before the run's first status: repeated it changes nothing, since a session ignores a run that it has seen.
 Where a run is ended here its status comes first: a session that was not told hears of it when it reports of the run. Until
 its status names the workflow a run is this reconcile's alone, from then on the run's own.
+
+That a session is idle is found here: its workflow does not know of runs that wait for something, or that were created while
+the controller was away.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Literal
 
 from dalang_api import contract
@@ -61,9 +64,7 @@ from dalang_operator.runtime.references import (
 
 SECOND_LOOK_SECONDS = 60.0
 """Between the two looks that must both find no workflow before a session is called lost."""
-CLOSING_PATIENCE = timedelta(minutes=10)
-"""How long a worker is kept for a session whose idle time is over. The workflow may count from a run that was deleted, of
-which its status says nothing; so after another idle time it is looked at again."""
+CLOSED_BY_SPEC = "Closed by spec.closed"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Observed:
     """The unfinished AgentRuns that name it, in the order in which they are sent."""
     versions: Mapping[str, int] = field(default_factory=dict)
     """Uid of a run → its resourceVersion when it was seen first."""
+    last_busy: datetime | None = None
+    """When it had a run, as far as its status may not tell yet: one that ended just now, or was deleted."""
     gone: frozenset[str] = frozenset()
     """Uids of this name that were deleted."""
     has_pool: bool = True
@@ -164,7 +167,7 @@ class WriteRun:
 
 @dataclass(frozen=True)
 class CloseIdle:
-    """Note that the session needs a worker to close, since its idle time is over."""
+    """Note that the session needs a worker to close, since it is idle."""
 
     uid: str
 
@@ -205,6 +208,14 @@ def plan(observed: Observed) -> Plan:
 def needs_look(session: Json) -> bool:
     """Return whether Temporal must be asked before planning: a closed one may have been started unnoticed (B)."""
     return _is_to_close(session) and not is_started(session) and not is_closed(session)
+
+
+def is_idle(observed: Observed) -> bool:
+    """Return whether, by all that is known, the session's idle time is over: then the API server is asked for its runs."""
+    session = observed.session
+    if session is None or not is_started(session) or is_closed(session) or is_lost(session) or _is_to_close(session):
+        return False
+    return _is_idle(observed, session)
 
 
 def workflow_id_of(observed: Observed, uid: str) -> str:
@@ -346,10 +357,14 @@ def _plan_own(observed: Observed, session: Json, own: str) -> Plan:
 
 def _plan_closed(observed: Observed, session: Json, own: str) -> Plan:
     """H. The workflow ends the runs it was sent; only where it has ended without are they ended here."""
-    closed = Fate(Reason.SESSION_CLOSED, f"AgentSession {observed.key.name} is closed; create another one")
-    unsent = [_end(observed, run, closed) for run in _unsent(observed)]
     ended, requeue_after = _end_sent(observed, {own} if _sent_to(observed, own) else set())
-    return Plan((*_note_seen(session), *unsent, *ended), requeue_after)
+    return Plan((*_note_seen(session), *_end_unsent(observed), *ended), requeue_after)
+
+
+def _end_unsent(observed: Observed) -> tuple[Action, ...]:
+    """Return what ends the runs that a session which closes will not be sent."""
+    closed = Fate(Reason.SESSION_CLOSED, f"AgentSession {observed.key.name} is closed; create another one")
+    return tuple(_end(observed, run, closed) for run in _unsent(observed))
 
 
 def _note_seen(session: Json) -> tuple[Action, ...]:
@@ -373,7 +388,7 @@ def _plan_open(observed: Observed, session: Json, own: str) -> Plan:
     queue = session.get("status", {}).get("workflow", {}).get("taskQueue") or _task_queue(observed)
     status = session.get("status", {})
     if view is not None:
-        status = started_status(session, own, view, queue, session_agent_of(session))
+        status = started_status(session, own, view, queue, session_agent_of(session), observed.now)
     tell: tuple[Action, ...] = ()
     generation = session["metadata"]["generation"]
     if status.get("observedGeneration") != generation:
@@ -382,42 +397,92 @@ def _plan_open(observed: Observed, session: Json, own: str) -> Plan:
             tell = (Configure(own, settings_of(session), f"configure {uid_of(session)} {generation}"),)
         status = observed_status(session, status)
     now_known = {**session, "status": status}
-    if verdict:
-        status = unready_status(now_known, verdict.reason, verdict.message, observed.now)
+    closing = _why_closing(observed, now_known)
+    if closing is None:
+        status = _ready_status(observed, now_known, verdict)
+        rest = _plan_runs(observed, now_known, own, verdict)
     else:
-        status = active_status(now_known, observed.problem, observed.now)
-    rest = _plan_runs(observed, {**session, "status": status}, own, verdict)
-    return Plan((*tell, WriteStatus(status), *rest.actions), rest.requeue_after)
+        status = _closing_status(observed, now_known, own, closing, verdict)
+        rest = _plan_closing(observed, now_known, own, closing)
+    return Plan((*tell, WriteStatus({**status, **_queue(observed, own, rest)}), *rest.actions), rest.requeue_after)
+
+
+def _ready_status(observed: Observed, session: Json, verdict: Verdict | None) -> Json:
+    if verdict:
+        return unready_status(session, verdict.reason, verdict.message, observed.now)
+    return active_status(session, observed.problem, observed.now)
+
+
+def _closing_status(observed: Observed, session: Json, own: str, why: str, verdict: Verdict | None) -> Json:
+    """Return the status of a session that is to close: what a next run would need does not matter, but for its queue's pool."""
+    if not observed.has_pool:
+        return _ready_status(observed, session, verdict)
+    until = "when the run under way has ended" if _sent_to(observed, own) else "as soon as a worker has heard of it"
+    return active_status(session, observed.problem, observed.now, f"{why}; the session closes {until}")
+
+
+def _queue(observed: Observed, own: str, steps: Plan) -> Json:
+    """Return how many runs will wait in the session, where some are sent that have to.
+
+    Otherwise the number is left to the reports, which come when runs begin and end.
+    """
+    sent = [action for action in steps.actions if isinstance(action, SendRun)]
+    before = [run for run in _sent_to(observed, own) if not _is_cancelled(run)]
+    waiting = len(sent) + len(before) - 1
+    return {"queuedRuns": waiting} if sent and waiting > 0 else {}
+
+
+def _plan_closing(observed: Observed, session: Json, own: str, why: str) -> Plan:
+    """E. The workflow ends what it was sent, the run under way in its own time; `closed` it was told as part of the spec."""
+    tell: tuple[Action, ...] = ()
+    if not _is_to_close(session):
+        uid, last = uid_of(session), session["status"].get("lastRun", {}).get("name", "")
+        settings = settings_of(session).model_copy(update={"closed": why})
+        tell = (Configure(own, settings, f"configure idle {uid} {last}"), CloseIdle(uid))
+    pools = (WakePool(ObjectKey(observed.key.namespace, pool)) for pool in queue_pool(session))
+    return Plan((*tell, *_end_unsent(observed), *pools))
 
 
 def _plan_runs(observed: Observed, session: Json, own: str, verdict: Verdict | None) -> Plan:
-    if _is_to_close(session):
-        return Plan(tuple(WakePool(ObjectKey(observed.key.namespace, pool)) for pool in queue_pool(session)))
     cancelled = _cancel_unsent(observed, own)
+    if not observed.runs:
+        left, again_after = _idle_left(observed, session), verdict.again_after if verdict else None
+        return Plan(requeue_after=min(filter(None, (left, again_after)), default=None))
     if verdict:
         return Plan((*cancelled, *_hold(observed, verdict)), verdict.again_after)
-    if not observed.runs:
-        return _plan_idle(observed, session)
     meet: tuple[Action, ...] = ()
     if not observed.is_met:
         meet = (ReportAgain(own, f"report again {observed.now.isoformat()}"),)
     return Plan((*meet, *cancelled, *_send(observed, session, own)))
 
 
-def _plan_idle(observed: Observed, session: Json) -> Plan:
-    """E. The workflow's timer closes it; with its pool at zero nobody would see that."""
+# ── Closing ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _why_closing(observed: Observed, session: Json) -> str | None:
+    """Return why a session is to close, for people; None where it is to go on."""
+    if _is_to_close(session):
+        return CLOSED_BY_SPEC
+    if _is_idle(observed, session):
+        return f"No run came within idleTimeout, {seconds(session['spec']['idleTimeout']):g}s"
+    return None
+
+
+def _is_idle(observed: Observed, session: Json) -> bool:
+    """Whether its idle time is over. A run that waits for something, even outside the session, keeps it open."""
+    left = _idle_left(observed, session)
+    return left is not None and left <= 0 and not observed.runs
+
+
+def _idle_left(observed: Observed, session: Json) -> float | None:
+    """Return for how many seconds no run has to come until it closes; None where it never does for that."""
     idle_timeout = session["spec"].get("idleTimeout")
     if idle_timeout is None:
-        return Plan()
-    timeout = timedelta(seconds=seconds(idle_timeout))
-    idle = observed.now - _idle_since(session)
-    if idle < timeout:
-        return Plan(requeue_after=(timeout - idle).total_seconds())
-    over = idle % timeout
-    if over >= CLOSING_PATIENCE:
-        return Plan(requeue_after=(timeout - over).total_seconds())
-    pools = (WakePool(ObjectKey(observed.key.namespace, pool)) for pool in queue_pool(session))
-    return Plan((CloseIdle(uid_of(session)), *pools), (CLOSING_PATIENCE - over).total_seconds())
+        return None
+    since = _idle_since(session)
+    if observed.last_busy is not None:
+        since = max(since, observed.last_busy)
+    return seconds(idle_timeout) - (observed.now - since).total_seconds()
 
 
 def _idle_since(session: Json) -> datetime:
@@ -573,7 +638,7 @@ def settings_of(session: Json) -> contract.SessionSettings:
         summary_enabled=spec.get("summary", {}).get("enabled", True),
         summary_model=summary_model_of(session),
         idle_timeout_seconds=None if idle_timeout is None else seconds(idle_timeout),
-        closed="Closed by spec.closed" if _is_to_close(session) else None,
+        closed=CLOSED_BY_SPEC if _is_to_close(session) else None,
     )
 
 

@@ -1,7 +1,7 @@
 """AgentSession: observe one session with its runs, plan, execute."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -33,6 +33,7 @@ from dalang_operator.kinds.agentsession.plan import (
     StartSession,
     WriteRun,
     held,
+    is_idle,
     needs_look,
     place_of,
     plan,
@@ -64,6 +65,10 @@ class KubePort(Protocol):
     async def patch(
         self, resource: Resource, namespace: str, name: str, body: PatchBody, subresource: str | None = None
     ) -> Json: ...
+
+    def list_pages(
+        self, resource: Resource, namespace: str | None, *, fields: str = ""
+    ) -> AsyncIterator[tuple[list[Json], str]]: ...
 
 
 class WorkflowPort(Protocol):
@@ -99,6 +104,8 @@ class SessionFacts:
     """Id of a session workflow → digest of the snapshot that this process sent it last."""
     met: set[str] = field(default_factory=set)
     """Ids of session workflows that this process has started, sent a run, or had report."""
+    left: dict[str, datetime | None] = field(default_factory=dict)
+    """Id of a session workflow → when this process saw that its last run had ended or was gone; None while there is one."""
 
     def forget(self, workflow_id: str) -> None:
         """The session has ended or is gone."""
@@ -107,6 +114,7 @@ class SessionFacts:
         self.problems.pop(workflow_id, None)
         self.snapshots.pop(workflow_id, None)
         self.met.discard(workflow_id)
+        self.left.pop(workflow_id, None)
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,7 @@ class SessionReconciler:
         if session is not None:
             own = workflow_id_of(observed, uid_of(session))
             asked.add(own)
+            observed = await self._observe_idleness(observed, own)
             if not is_closed(session):
                 observed = await self._observe_reach(observed, session)
             observed = replace(
@@ -164,6 +173,32 @@ class SessionReconciler:
         for workflow_id in sorted(asked & (self.facts.doubtful | self.facts.missing_since.keys())):
             observed = await self._look(observed, workflow_id)
         return observed
+
+    async def _observe_idleness(self, observed: Observed, own: str) -> Observed:
+        """Find out when the session had a run. What would close it is not the watch's word alone."""
+        if observed.runs:
+            self.facts.left[own] = None
+        elif own in self.facts.left and self.facts.left[own] is None:
+            self.facts.left[own] = observed.now
+        observed = replace(observed, last_busy=self.facts.left.get(own))
+        if not is_idle(observed):
+            return observed
+        listed = await self._last_busy(observed)
+        return replace(observed, last_busy=max(filter(None, (observed.last_busy, listed)), default=None))
+
+    async def _last_busy(self, observed: Observed) -> datetime | None:
+        """Return when the last run of a session ended that the API server has; now, where one is there of which no watch told.
+
+        A status is written after that of the run, and not at all for one that the controller has ended.
+        """
+        ends = [
+            parse_timestamp(run["status"]["finishedAt"]) if is_finished(run) else observed.now
+            async for page, _ in self.kube.list_pages(
+                AGENT_RUNS, observed.key.namespace, fields=f"spec.sessionRef.name={observed.key.name}"
+            )
+            for run in page
+        ]
+        return max(ends, default=None)
 
     async def _read(self, key: ObjectKey) -> Json | None:
         try:

@@ -1,7 +1,7 @@
 """Every status an AgentSession can have, each as a pure function of the session and what is known now.
 
-The controller writes `Ready` (but for `Closed`), `Stalled`, `observedGeneration` and, at the start, which workflow it is; the
-reporter all else. Both keep what is the other's.
+The controller writes `Ready` (but for `Closed`), `Stalled`, `observedGeneration`, at the start which workflow it is, and how many
+runs it has just queued; the reporter all else. Both keep what is the other's.
 """
 
 from datetime import datetime
@@ -27,14 +27,31 @@ _SUMMARY_KEPT = 1024
 """How much of the summary is kept where a status would be too large."""
 
 
-def active_status(session: Json, problem: str | None, now: datetime) -> Json:
-    """Return the present status as that of a session that takes runs; `problem` is why its workflow's code fails."""
-    ready = condition(ConditionType.READY, "True", Reason.ACTIVE, "The conversation goes on with the next run")
+def active_status(session: Json, problem: str | None, now: datetime, closing: str | None = None) -> Json:
+    """Return the present status as that of a session that is open.
+
+    Args:
+        session: As it is known.
+        problem: Why its workflow's code fails.
+        now: The time.
+        closing: Why it takes no more runs, and when it will have closed; None where it goes on.
+    """
+    ready = condition(ConditionType.READY, "True", Reason.ACTIVE, closing or _goes_on(session))
     if problem is None:
         return _with(session, [ready], now)
     message = f"The workflow's code fails on its worker and is tried again; see the worker's log. Temporal: {problem}"
     stalled = condition(ConditionType.STALLED, "True", Reason.WORKFLOW_TASK_FAILING, message)
     return _with(session, [ready, stalled], now)
+
+
+def _goes_on(session: Json) -> str:
+    """Return what is said of a session that takes runs."""
+    goes_on = "The conversation goes on with the next run"
+    unsummarised = find_condition(session, ConditionType.SUMMARISED)
+    if unsummarised is None:
+        return goes_on
+    kept = "What could not be summarised is kept while there is room, and the next run tries again"
+    return f"{goes_on}. {kept}: {unsummarised['message']}"
 
 
 def unready_status(session: Json, reason: Reason, message: str, now: datetime) -> Json:
@@ -57,13 +74,18 @@ def is_lost(session: Json) -> bool:
     return ready is not None and ready["reason"] == Reason.SESSION_LOST
 
 
-def started_status(session: Json, workflow_id: str, view: WorkflowView, task_queue: str, agent: str) -> Json:
-    """Return the status once the workflow is there; its first report may have come before."""
+def started_status(
+    session: Json, workflow_id: str, view: WorkflowView, task_queue: str, agent: str, now: datetime
+) -> Json:
+    """Return the status once the workflow is there; its first report may have come before.
+
+    The report has its own `startedAt`; until the first one, which may be that of a run much later, idle time counts from this.
+    """
     status: Json = session.get("status", {})
     if status.get("workflow"):
         return status
     workflow = {"id": workflow_id, "runId": view.run_id, "taskQueue": task_queue, "reportSeq": 0}
-    return {**status, "agent": agent, "workflow": workflow}
+    return {**status, "agent": agent, "startedAt": timestamp(now), "workflow": workflow}
 
 
 def observed_status(session: Json, status: Json) -> Json:
@@ -81,7 +103,7 @@ def session_status(report: SessionReport, session: Json, workflow_id: str, now: 
     """Return the status a report makes of a session. A report is the whole state: only what the controller writes stays."""
     before = session.get("status", {})
     status: Json = {
-        "conditions": before.get("conditions", []),
+        "conditions": _reported_conditions(report, session, now),
         "agent": report.agent,
         "runs": report.runs,
         "queuedRuns": report.queued_runs,
@@ -108,10 +130,19 @@ def session_status(report: SessionReport, session: Json, workflow_id: str, now: 
     if report.closed_at is not None:
         message = report.closed_message or "The conversation has ended"
         closed = [condition(ConditionType.READY, "True", Reason.CLOSED, message)]
-        status["conditions"] = _conditions(session, closed, now)
+        status["conditions"] = _conditions({"metadata": session["metadata"], "status": status}, closed, now)
         status["observedGeneration"] = session["metadata"]["generation"]
         status["closedAt"] = report.closed_at
     return _fitted(status)
+
+
+def _reported_conditions(report: SessionReport, session: Json, now: datetime) -> list[Json]:
+    """Return the conditions with what a report says of the last summary."""
+    before = session.get("status", {}).get("conditions", [])
+    if report.summary_problem is None:
+        return without_condition(before, ConditionType.SUMMARISED)
+    failed = condition(ConditionType.SUMMARISED, "False", Reason.SUMMARY_FAILED, report.summary_problem)
+    return with_conditions(before, [failed], session["metadata"]["generation"], now)
 
 
 def _with(session: Json, conditions: list[Json], now: datetime) -> Json:

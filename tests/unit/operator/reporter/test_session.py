@@ -303,6 +303,20 @@ def test_a_report_is_the_whole_state_but_for_what_the_controller_writes() -> Non
     }
 
 
+def test_a_summary_that_failed_is_said_until_one_is_written() -> None:
+    before = open_session()
+    failed = session_status(of_session(summary_problem="The model is away"), before, ID, NOW)
+    ready, summarised = failed["conditions"]
+    assert ready == before["status"]["conditions"][0]
+    assert (summarised["type"], summarised["status"], summarised["message"]) == (
+        "Summarised",
+        "False",
+        "The model is away",
+    )
+    status = session_status(of_session(3), {**before, "status": failed}, ID, NOW)
+    assert status["conditions"] == before["status"]["conditions"]
+
+
 def test_a_session_that_closes_stalls_no_more_and_is_seen_as_it_is() -> None:
     stalled = open_session(metadata={"generation": 2})
     stalled["status"]["conditions"] += [condition("Stalled", "True", "WorkflowTaskFailing")]

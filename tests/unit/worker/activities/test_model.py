@@ -142,9 +142,9 @@ def test_the_runs_of_a_session_share_no_ids(tools: Tools) -> None:
             id="an escaped lone surrogate",
         ),
         pytest.param(
-            ("weather", '{"city":"' + "x" * contract.TOOL_OUTPUT_MAX_BYTES + '"}'),
+            ("weather", '{"city":"' + "x" * contract.CALL_ARGUMENTS_MAX_BYTES + '"}'),
             ("weather", "{}"),
-            "Not run: the arguments are longer than 16384 bytes.",
+            "Not run: the arguments are longer than 65536 bytes.",
             id="arguments that are too long are not kept",
         ),
         pytest.param(("weather", ""), ("weather", ""), "city: Field required", id="no arguments where some are needed"),
@@ -390,15 +390,34 @@ def test_a_structured_answer_is_asked_about_as_an_object() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("refund " + "x" * contract.MESSAGE_MAX_BYTES, id="too long"),
+        pytest.param("x" * contract.MESSAGE_MAX_BYTES + "refund", id="too long, and what matters at its end"),
+        pytest.param("refund" + "\a" * 12_000, id="too long once it can be shown"),
+    ],
+)
+def test_an_answer_that_would_be_cut_is_not_asked_about_but_to_be_given_again(text: str) -> None:
+    reply = make_reply(CALL, ASKING, asked(text=text), {})
+    assert (reply.approval, reply.structured_output) == (None, None)
+    assert reply.correction == "The answer is longer than 32768 bytes. Answer again, shorter."
+    whole = make_reply(CALL, ASKING, asked(text="refund" + "x" * (contract.MESSAGE_MAX_BYTES - 6)), {})
+    assert (whole.approval is not None, whole.correction) == (True, None)
+    assert make_reply(CALL, AGENT, asked(text=text), {}).correction is None, "nobody has to judge it"
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         pytest.param(asked(("weather", '{"city":"Ubud"}'), text="I refund."), id="calls"),
+        pytest.param(asked(("weather", '{"city":"Ubud"}'), text="refund" * 8192), id="calls, and too many words"),
         pytest.param(asked(text="refund", failure=Failure(reason="OutputTruncated", message="")), id="a failure"),
         pytest.param(asked(text="refund", call_again=True), id="a pause"),
     ],
 )
 def test_what_is_no_answer_is_not_asked_about(answer: ModelAnswer, tools: Tools) -> None:
-    assert make_reply(CALL, ASKING, answer, tools).approval is None
+    reply = make_reply(CALL, ASKING, answer, tools)
+    assert (reply.approval, reply.correction) == (None, None)
 
 
 def test_an_answer_that_does_not_fit_is_not_asked_about() -> None:

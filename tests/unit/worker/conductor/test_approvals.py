@@ -12,6 +12,7 @@ from dalang_api.contract import (
     ApprovalNeeded,
     ApprovalPolicy,
     ApprovalRequest,
+    ApprovalTarget,
     CallVerdict,
     Decision,
     HandoffBinding,
@@ -279,13 +280,16 @@ async def test_a_run_from_before_that_goes_on_as_it_began() -> None:
 
 async def test_a_tool_that_has_changed_is_asked_about_anew() -> None:
     run = state()
-    again = ToolOutcome(output="", ask_again=needed(question="?", digest="sha256:2", timeout_seconds=None))
+    target = ApprovalTarget(kind="Function", name="refund")
+    anew = needed(question="?", digest="sha256:2", target=target, timeout_seconds=None)
+    again = ToolOutcome(output="", ask_again=anew)
     first = needed(timeout_seconds=3600.0, on_timeout="Approve")
     ports = Ports(run, {"desk": [asks(refund(approval=first)), says("Done.")]}, [APPROVE, APPROVE], [again])
     await converse(run, run.main, ports)
     assert [question.place for question in ports.asked] == ["main/1/0/0", "main/1/0/1"]
     second = ports.asked[1].needed
     assert (second.question, second.digest, second.timeout_seconds) == ("Refund?", "sha256:2", 3600.0)
+    assert second.target == target, "the worker that asked first knew of none"
     assert [call.approved_digest for call in ports.tool_calls] == ["sha256:1", "sha256:2"]
     assert ended(run) == [("Superseded", "Approve"), ("Applied", "Approve")]
 
@@ -359,14 +363,80 @@ async def test_a_cancel_while_a_human_is_asked_leaves_nothing_pending() -> None:
     assert (run.approvals.pending, ended(run)) == ({}, [("Expired", None)])
 
 
-async def test_an_agent_called_as_a_tool_may_need_approval_and_be_told_something_else() -> None:
+# ── Agents called as tools ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+CONSULT = CallVerdict(call_id="1", agent=AgentCall(agent="archive", message="All orders."), approval=NEEDED)
+
+
+def consulting(
+    decisions: list[dict[str, Any] | None], *replies: ModelReply, is_patched: bool = True
+) -> tuple[RunState, Ports]:
+    """A desk that calls the archive, which answers so."""
     desk = AgentSnapshot(name="desk", uid="u", generation=1, queue="i.shop.desk", model="gpt")
     run = state(desk, desk.model_copy(update={"name": "archive"}))
-    call = CallVerdict(call_id="1", agent=AgentCall(agent="archive", message="All orders."), approval=NEEDED)
-    replies = {"desk": [asks(call), says("Done.")], "archive": [says("One.")]}
-    ports = Ports(run, replies, [{**APPROVE, "override": {"message": "Order 42."}}])
+    said = {"desk": [asks(CONSULT), says("Done.")], "archive": [*replies, says("One.")]}
+    return run, Ports(run, said, decisions, is_patched=is_patched)
+
+
+def was_told(run: RunState) -> str:
+    """What the archive was told."""
+    return run.threads["1.0.archive"].messages[0].text()
+
+
+async def test_an_agent_called_as_a_tool_may_need_approval_and_be_told_something_else() -> None:
+    run, ports = consulting([{**APPROVE, "override": {"message": "Order 42."}}])
     await converse(run, run.main, ports)
-    assert run.threads["1.0.archive"].messages[0].text() == "Order 42."
+    assert was_told(run) == "Order 42."
+    assert told(run) == [('[A human approved the call with other arguments: {"message":"Order 42."}]\nOne.', None)]
+    assert (ended(run), notes(run)) == ([("Applied", "Approve")], [None])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param({"message": ""}, id="no words"),
+        pytest.param({"message": 42}, id="no text"),
+        pytest.param({"message": "Order 42.", "extra": 1}, id="something else beside it"),
+    ],
+)
+async def test_an_agent_that_would_be_told_something_unfit_is_asked_about_anew(override: dict[str, Any]) -> None:
+    run, ports = consulting([{**APPROVE, "override": override}, APPROVE])
+    await converse(run, run.main, ports)
+    note = 'The changed arguments cannot be used: exactly {"message": "…"} is expected'
+    assert [question.needed.question for question in ports.asked] == ["Refund?", f"Refund? ({note})"]
+    assert (was_told(run), ended(run)) == ("All orders.", [("Superseded", "Approve"), ("Applied", "Approve")])
+    assert notes(run) == [note, None]
+
+
+async def test_in_a_run_from_before_that_an_agent_is_told_what_is_there() -> None:
+    run, ports = consulting([{**APPROVE, "override": {"message": "Order 42.", "extra": 1}}], is_patched=False)
+    await converse(run, run.main, ports)
+    assert (was_told(run), ended(run)) == ("Order 42.", [("Applied", "Approve")])
+
+
+@pytest.mark.parametrize(("is_patched", "meanwhile"), [(True, [("Applied", "Approve")]), (False, [])])
+async def test_a_decision_counts_as_acted_on_while_the_called_agent_waits_for_a_human_itself(
+    is_patched: bool, meanwhile: list[tuple[str, str]]
+) -> None:
+    run, ports = consulting([APPROVE, None], asks(refund()), is_patched=is_patched)
+    task = asyncio.create_task(converse(run, run.main, ports))
+    while len(ports.asked) < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert ended(run) == meanwhile
+    (waiting,) = run.approvals.pending.values()
+    run.approvals.decide(made(waiting.request, 2, **APPROVE))
+    await task
+    assert ended(run) == [("Applied", "Approve")] * 2
+
+
+async def test_that_an_approved_agent_was_not_called_all_the_same_is_noted() -> None:
+    run, ports = consulting([APPROVE])
+    run.nested = contract.THREADS_MAX
+    await converse(run, run.main, ports)
+    words = f"Not run: {contract.THREADS_MAX} agents are at work already. Call it again afterwards."
+    assert (told(run), ended(run), notes(run)) == ([(words, True)], [("Applied", "Approve")], [words])
 
 
 # ── Answers ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -388,11 +458,43 @@ async def test_an_answer_that_is_rejected_is_given_again_within_the_turns() -> N
     assert said[2] == "Your answer does not count: a human rejected it. Not on a Friday. Answer again."
 
 
-async def test_a_changed_answer_counts_and_stands_in_the_transcript() -> None:
+PLANS = AgentSnapshot(name="desk", uid="u", generation=1, queue="q", model="gpt", output_schema={"type": "object"})
+
+
+@pytest.mark.parametrize(
+    ("agent", "override", "is_patched", "changed"),
+    [
+        pytest.param(PLANS, {"day": "Monday"}, True, Answer('{"day":"Monday"}', {"day": "Monday"}), id="an object"),
+        pytest.param(
+            PLANS, {"text": "Monday."}, True, Answer('{"text":"Monday."}', {"text": "Monday."}), id="its text"
+        ),
+        pytest.param(None, {"text": "Monday."}, True, Answer("Monday."), id="a text"),
+        pytest.param(None, {"text": "Monday."}, False, Answer('{"text":"Monday."}'), id="a text, as it was before"),
+        pytest.param(None, {"day": "Monday"}, False, Answer('{"day":"Monday"}'), id="no text, as it was before"),
+    ],
+)
+async def test_a_changed_answer_counts_and_stands_in_the_transcript(
+    agent: AgentSnapshot | None, override: dict[str, Any], is_patched: bool, changed: Answer
+) -> None:
+    run = state(*([agent] if agent else []))
+    reply = says("Today.", approval=NEEDED)
+    ports = Ports(run, {"desk": [reply]}, [{**APPROVE, "override": override}], is_patched=is_patched)
+    assert await converse(run, run.main, ports) == changed
+    words = f"A human approved your answer with changes. It is now: {changed.text}"
+    assert run.main.thread.messages[-1].text() == words
+
+
+@pytest.mark.parametrize(
+    "override", [{}, {"text": ""}, {"text": ["Monday."]}, {"text": "Monday.", "day": 1}, {"day": "Monday"}]
+)
+async def test_a_changed_answer_that_is_no_text_is_asked_about_anew(override: dict[str, Any]) -> None:
     run = state()
-    ports = Ports(run, {"desk": [says("Today.", approval=NEEDED)]}, [{**APPROVE, "override": {"day": "Monday"}}])
-    assert (await converse(run, run.main, ports)).text == '{"day":"Monday"}'
-    assert "approved your answer with changes" in run.main.thread.messages[-1].text()
+    ports = Ports(run, {"desk": [says("Today.", approval=NEEDED)]}, [{**APPROVE, "override": override}, APPROVE])
+    assert await converse(run, run.main, ports) == Answer("Today.")
+    assert (ended(run), notes(run)) == (
+        [("Superseded", "Approve"), ("Applied", "Approve")],
+        ['The changed answer cannot be used: exactly {"text": "…"} is expected', None],
+    )
 
 
 async def test_a_changed_answer_that_does_not_fit_is_asked_about_anew() -> None:

@@ -118,6 +118,7 @@ def test_a_summary_stands_before_what_is_kept() -> None:
 def test_what_is_carried_comes_back() -> None:
     made = memory()
     made.shorten(2, "They met.")
+    made.summary_problem = "no answer"
     made.budget.add(
         Budget(contract.LimitSettings(), input_tokens=7, output_tokens=3, cost_usd=Decimal("0.002"), is_priced=False)
     )
@@ -126,6 +127,7 @@ def test_what_is_carried_comes_back() -> None:
     carried = SessionInput(agent="sales", settings=settings, context=made.context, state=state)
     back = Memory.of(SessionInput.model_validate_json(carried.model_dump_json(exclude_none=True)))
     assert (back.agent, back.context, back.summary) == ("sales", {"plan": "gold"}, "They met.")
+    assert back.summary_problem == "no answer"
     assert (back.budget.tokens(), back.budget.cost_usd, back.budget.is_priced) == (10, Decimal("0.002"), False)
     assert back.thread.messages == made.thread.messages
     assert back.thread.name not in {"s1", made.thread.name}

@@ -10,7 +10,6 @@ from dalang_api.v1alpha1.conditions import ConditionType
 from dalang_operator.kinds.actions import TerminateWorkflow, WakePool, WriteStatus
 from dalang_operator.kinds.agentrun.snapshot import make_snapshot
 from dalang_operator.kinds.agentsession.plan import (
-    CLOSING_PATIENCE,
     SECOND_LOOK_SECONDS,
     Action,
     CancelUnsent,
@@ -23,6 +22,7 @@ from dalang_operator.kinds.agentsession.plan import (
     Settings,
     StartSession,
     WriteRun,
+    is_idle,
     needs_look,
     place_of,
     plan,
@@ -121,6 +121,7 @@ def did(given: Observed) -> list[Any]:
 ACTIVE = ("session", "Active", 1)
 WAKE = WakePool(POOL)
 START = ("start", ID, QUEUE, "uid-chat")
+IDLE = ("configure", ID, "No run came within idleTimeout, 1800s")
 SEND_R1 = ("send", "r1", {"snapshot"}, "Running", "Running", False)
 
 
@@ -255,15 +256,55 @@ def ended(reason: str) -> Json:
         ),
         pytest.param(
             observed(closing(open_session(metadata={"generation": 2})), sent_exchange("r0"), exchange()),
-            [("configure", ID, "Closed by spec.closed"), ("session", "Active", 2), WAKE],
-            id="E: it closes after the run under way; what was not sent waits for that",
+            [
+                ("configure", ID, "Closed by spec.closed"),
+                ("session", "Active", 2),
+                ("r1", "Failed", "SessionClosed", True),
+                WAKE,
+            ],
+            id="E: it closes after the run under way; what was not sent ends at once",
+        ),
+        pytest.param(
+            observed(closing(open_session()), exchange(cancel=True), there=()),
+            [ACTIVE, ("r1", "Cancelled", "Cancelled", True), WAKE],
+            id="E: what is missing for a next run does not matter any more",
+        ),
+        pytest.param(
+            observed(closing(open_session()), has_pool=False),
+            [("session", "PoolNotFound", 1), WAKE],
+            id="E: but without its pool it cannot close",
         ),
         pytest.param(
             observed(open_session(idleTimeout="30m")),
-            [ACTIVE, CloseIdle("uid-chat"), WAKE],
-            id="E: its idle time is over, so a worker has to close it",
+            [ACTIVE, IDLE, CloseIdle("uid-chat"), WAKE],
+            id="E: its idle time is over, so it is told, and a worker has to close it",
+        ),
+        pytest.param(
+            observed(open_session(idleTimeout="30m"), there=()),
+            [ACTIVE, IDLE, CloseIdle("uid-chat"), WAKE],
+            id="E: likewise without its agent",
         ),
         pytest.param(observed(open_session(idleTimeout="2h")), [ACTIVE], id="E: its idle time is not over"),
+        pytest.param(
+            observed(open_session(idleTimeout="30m"), last_busy=NOW - timedelta(minutes=29)),
+            [ACTIVE],
+            id="E: it had a run of which its status does not tell yet",
+        ),
+        pytest.param(
+            observed(open_session(idleTimeout="30m"), exchange(), there=()),
+            [("session", "AgentNotFound", 1), ("r1", "Pending", "AgentNotFound", False)],
+            id="E: a run that waits for its agent keeps it open",
+        ),
+        pytest.param(
+            observed(open_session(idleTimeout="30m"), exchange()),
+            [ACTIVE, SEND_R1, WAKE],
+            id="E: and so does one that came while the controller was away",
+        ),
+        pytest.param(
+            observed(session(idleTimeout="30m"), views={ID: OPEN}),
+            [ACTIVE],
+            id="E: idle time counts from the start, not from the object's creation",
+        ),
         pytest.param(
             observed(open_session(idleTimeout="30m"), sent_exchange()),
             [ACTIVE],
@@ -379,14 +420,20 @@ def test_a_run_that_is_held_keeps_its_place() -> None:
             id="until its idle time is over",
         ),
         pytest.param(
-            observed(open_session(idleTimeout="55m")),
-            (CLOSING_PATIENCE - timedelta(minutes=5)).total_seconds(),
-            id="so long a worker is kept to close it",
+            observed(open_session(idleTimeout="55m")), None, id="once told to close it says itself that it has"
         ),
         pytest.param(
-            observed(open_session(idleTimeout="45m")),
-            timedelta(minutes=30).total_seconds(),
-            id="it may count from a run that was deleted",
+            observed(open_session(idleTimeout="55m"), last_busy=NOW - timedelta(minutes=5)),
+            timedelta(minutes=50).total_seconds(),
+            id="it counts from a run that its status does not tell of",
+        ),
+        pytest.param(
+            observed(
+                open_session(idleTimeout="2h"),
+                there=(agent(instructionsFrom={"configMapKeyRef": {"name": "m", "key": "k"}}), model(), pool()),
+            ),
+            MISSING_SECONDS,
+            id="what is missing is looked for before that",
         ),
         pytest.param(
             observed(open_session(), views={ID: MISSING}), SECOND_LOOK_SECONDS, id="a second look before it is lost"
@@ -408,6 +455,103 @@ def test_a_run_that_is_held_keeps_its_place() -> None:
 )
 def test_when_to_look_again(given: Observed, requeue_after: float | None) -> None:
     assert plan(given).requeue_after == requeue_after
+
+
+@pytest.mark.parametrize(
+    ("obj", "runs", "is_so"),
+    [
+        pytest.param(open_session(idleTimeout="1h"), (), True, id="its idle time is over"),
+        pytest.param(open_session(idleTimeout="61m"), (), False, id="not yet"),
+        pytest.param(open_session(), (), False, id="it has none"),
+        pytest.param(open_session(idleTimeout="1h"), (exchange(),), False, id="a run is there"),
+        pytest.param(session(idleTimeout="1s"), (), False, id="it has not begun"),
+        pytest.param(closing(open_session(idleTimeout="1h")), (), False, id="it closes anyway"),
+        pytest.param(None, (), False, id="it is gone"),
+    ],
+)
+def test_is_idle(obj: Json | None, runs: tuple[Json, ...], is_so: bool) -> None:
+    assert is_idle(observed(obj, *runs)) is is_so
+
+
+def test_a_session_is_told_once_that_it_is_idle() -> None:
+    """However often it is planned; and idle time counts from the end of its last run."""
+    one = open_session(idleTimeout="30m")
+    one["status"]["lastRun"] = {"name": "r0", "phase": "Succeeded", "finishedAt": at(timedelta(minutes=-30))}
+    told = [each for each in plan(observed(one)).actions if isinstance(each, Configure)]
+    assert [each.request_id for each in told] == ["configure idle uid-chat r0"]
+    one["status"]["lastRun"]["finishedAt"] = at(timedelta(minutes=-29))
+    assert did(observed(one)) == [ACTIVE]
+
+
+def prospect(given: Observed) -> str:
+    """What the session says of itself."""
+    [status] = [action.status for action in plan(given).actions if isinstance(action, WriteStatus)]
+    ready = find_condition({"status": status}, ConditionType.READY)
+    assert ready is not None
+    return str(ready["message"])
+
+
+UNSUMMARISED = condition("Summarised", "False", "SummaryFailed", "The model is away")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        pytest.param(observed(open_session()), "The conversation goes on with the next run", id="it goes on"),
+        pytest.param(
+            observed(closing(open_session()), sent_exchange()),
+            "Closed by spec.closed; the session closes when the run under way has ended",
+            id="it closes after a run",
+        ),
+        pytest.param(
+            observed(closing(open_session())),
+            "Closed by spec.closed; the session closes as soon as a worker has heard of it",
+            id="it closes",
+        ),
+        pytest.param(
+            observed(open_session(idleTimeout="30m")),
+            "No run came within idleTimeout, 1800s; the session closes as soon as a worker has heard of it",
+            id="it is idle",
+        ),
+    ],
+)
+def test_a_session_says_what_will_become_of_it(given: Observed, message: str) -> None:
+    assert prospect(given) == message
+
+
+def test_a_session_says_that_its_last_summary_failed_and_what_that_means() -> None:
+    one = open_session()
+    one["status"]["conditions"] = [*one["status"]["conditions"], UNSUMMARISED]
+    assert prospect(observed(one)) == (
+        "The conversation goes on with the next run. What could not be summarised is kept while there is room, "
+        "and the next run tries again: The model is away"
+    )
+
+
+@pytest.mark.parametrize(
+    ("runs", "queued"),
+    [
+        pytest.param((exchange(),), None, id="a run that begins"),
+        pytest.param((exchange(), exchange("r2"), exchange("r3")), 2, id="two behind one that begins"),
+        pytest.param((sent_exchange("r0"), exchange()), 1, id="one behind a run under way"),
+        pytest.param(
+            (sent_exchange("r0"), sent_exchange("r1", phase="Pending"), exchange("r2")),
+            2,
+            id="together with one that was queued before",
+        ),
+        pytest.param(
+            (sent_exchange("r0"), sent_exchange("r1", phase="Pending", cancel=True), exchange("r2")),
+            1,
+            id="without one that is cancelled",
+        ),
+        pytest.param((sent_exchange("r0"), sent_exchange("r1", phase="Pending")), None, id="reports tell the rest"),
+    ],
+)
+def test_how_many_runs_wait_is_noted_when_one_has_to(runs: tuple[Json, ...], queued: int | None) -> None:
+    [status] = [
+        action.status for action in plan(observed(open_session(), *runs)).actions if isinstance(action, WriteStatus)
+    ]
+    assert status.get("queuedRuns") == queued
 
 
 def sent(given: Observed) -> list[str]:

@@ -1,5 +1,6 @@
 """The AgentSession's reconcile against a small cluster and a small Temporal, both in memory."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.errors import Conflict, NotFound
 from dalang_operator.kube.resources import AGENT_RUNS, AGENT_SESSIONS, Json, ObjectKey, Resource, key_of, uid_of
 from dalang_operator.runtime.cache import Cache, is_finished
+from dalang_operator.runtime.references import session_of
 from dalang_operator.temporal.errors import TemporalUnavailable, WorkflowNotFound
 
 from tests.build import INSTALLATION, NOW, agent, at, exchange, model, open_session, pool, sent_exchange, session
@@ -35,6 +37,8 @@ class FakeKube:
 
     objects: dict[tuple[str, ObjectKey], Json] = field(default_factory=dict)
     writes: list[str] = field(default_factory=list)
+    lists: list[str] = field(default_factory=list)
+    """Sessions whose runs were asked for."""
     dies_after: int | None = None
     """How many writes it still takes."""
 
@@ -47,6 +51,16 @@ class FakeKube:
             return self.objects[resource.kind, ObjectKey(str(namespace), name)]
         except KeyError:
             raise NotFound(f"no {resource.kind} {name}") from None
+
+    async def list_pages(
+        self, resource: Resource, namespace: str | None, *, fields: str = ""
+    ) -> AsyncIterator[tuple[list[Json], str]]:
+        name = fields.removeprefix("spec.sessionRef.name=")
+        self.lists.append(name)
+        yield (
+            [obj for (kind, _), obj in self.objects.items() if kind == resource.kind and session_of(obj) == name],
+            "99",
+        )
 
     async def patch(
         self, resource: Resource, namespace: str, name: str, body: Json | list[Json], subresource: str | None = None
@@ -148,6 +162,10 @@ class World:
     def run(self, name: str) -> tuple[str, str]:
         status = self.kube.objects[AGENT_RUNS.kind, ObjectKey("shop", name)]["status"]
         return status["phase"], next(each["reason"] for each in status["conditions"] if each["type"] == "Succeeded")
+
+    def closed(self) -> list[str]:
+        """Why it was told to close."""
+        return [value.closed for _, value in self.workflows.told if isinstance(value, SessionSettings) and value.closed]
 
     def sent(self) -> list[str]:
         return [value.run.name for _, value in self.workflows.told if isinstance(value, Exchange)]
@@ -396,14 +414,69 @@ async def test_an_outage_of_temporal_is_told_after_a_while() -> None:
 async def test_an_idle_session_needs_its_pool_only_to_close() -> None:
     world = World()
     world.has(open_session(idleTimeout="2h"))
+    world.workflows.views[ID] = OPEN
     await world.reconcile()
     assert not has_live_run(world.cache, POOL)
+    assert world.kube.lists == []
     world.now += timedelta(hours=1)
     await world.reconcile()
     assert (has_live_run(world.cache, POOL), world.woken) == (True, [POOL])
+    assert world.closed() == ["No run came within idleTimeout, 7200s"]
     world.has(sent_exchange())
     await world.reconcile()
     assert world.cache.idle_sessions == {}
+
+
+async def test_an_idle_session_is_not_closed_on_the_watchs_word_alone() -> None:
+    """The API server has a run that no watch has told of yet."""
+    world = World()
+    world.has(open_session(idleTimeout="30m"))
+    world.kube.add(AGENT_RUNS, exchange())
+    assert await world.reconcile() == timedelta(minutes=30).total_seconds()
+    assert (world.closed(), world.kube.lists) == ([], ["chat"])
+
+
+async def test_idle_time_counts_from_a_run_that_the_sessions_status_does_not_tell_of() -> None:
+    """The controller has ended it, or the session's report is not written yet; the last process may have known more."""
+    world = World()
+    ended = exchange()
+    ended["status"] |= {"phase": "Failed", "finishedAt": at(timedelta(minutes=-20))}
+    world.has(open_session(idleTimeout="30m"))
+    world.kube.add(AGENT_RUNS, ended)
+    assert await world.reconcile() == timedelta(minutes=10).total_seconds()
+    assert world.closed() == []
+
+
+async def test_idle_time_counts_from_when_the_last_run_was_deleted() -> None:
+    world = World()
+    world.has(open_session(idleTimeout="30m"), sent_exchange())
+    world.workflows.views[ID] = OPEN
+    await world.reconcile()
+    world.cache.runs.drop(sent_exchange())
+    del world.kube.objects[AGENT_RUNS.kind, ObjectKey("shop", "r1")]
+    assert await world.reconcile() == timedelta(minutes=30).total_seconds()
+    world.now += timedelta(minutes=30)
+    await world.reconcile()
+    assert world.closed() == ["No run came within idleTimeout, 1800s"]
+
+
+async def test_a_session_that_was_told_to_close_ends_what_it_was_not_sent() -> None:
+    world = World()
+    world.has(open_session(closed=True, metadata={"generation": 2}), sent_exchange(), exchange("r2"))
+    world.workflows.views[ID] = OPEN
+    await world.reconcile()
+    assert (world.closed(), world.run("r2")) == (["Closed by spec.closed"], ("Failed", "SessionClosed"))
+    assert (world.ready(), world.sent()) == ("Active", [])
+
+
+async def test_how_many_runs_wait_is_written_once() -> None:
+    world = World()
+    world.has(open_session(), sent_exchange(), exchange("r2"), exchange("r3"))
+    world.workflows.views[ID] = OPEN
+    for _ in range(2):
+        await world.reconcile()
+    assert world.kube.objects[AGENT_SESSIONS.kind, KEY]["status"]["queuedRuns"] == 2
+    assert world.kube.writes == ["chat", "r2", "r3"]
 
 
 async def test_runs_queued_behind_one_that_awaits_approval_need_no_pool() -> None:
