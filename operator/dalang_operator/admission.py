@@ -36,6 +36,9 @@ PLURALS: Mapping[str, str] = {
 INSTALL = "dalang admission-policies | kubectl apply -f -"
 """Installs what is missing. `dalang dev up` has done so."""
 
+BEFORE_1_36 = "before Kubernetes 1.36 with --validating-only"
+"""Said beside both commands: an older API server does not know MutatingAdmissionPolicies, so that kubectl fails."""
+
 REPAIR = "dalang admission-policies | kubectl replace -f -"
 """Puts altered ones right; an apply would leave what somebody added, such as a condition."""
 
@@ -65,11 +68,12 @@ def proof_problem(found: Mapping[str, Json | None]) -> str | None:
     for kind, name in NAMES.items():
         current = found.get(kind)
         if current is None:
-            return f"{kind} {name} is missing, so nothing proves who decides. Install it: {INSTALL}"
+            return f"{kind} {name} is missing, so nothing proves who decides. Install it ({BEFORE_1_36}): {INSTALL}"
         altered = _altered(current.get("spec") or {}, packaged[kind])
         if altered:
             fields = ", ".join(f"spec.{field}" for field in altered)
-            return f"{kind} {name} is altered ({fields}), so nothing proves who decides. Put it right: {REPAIR}"
+            remedy = f"Put it right ({BEFORE_1_36}): {REPAIR}"
+            return f"{kind} {name} is altered ({fields}), so nothing proves who decides. {remedy}"
     return None
 
 

@@ -421,6 +421,46 @@ def test_an_approval_stays_with_its_run(shell: Shell) -> None:
     assert "ownerReferences" not in shell.get("agentapproval")["metadata"]
 
 
+def test_nobody_else_keeps_an_approval_from_going(shell: Shell) -> None:
+    shell.ask()
+
+    def finalizers(user: str, *names: str) -> str:
+        body = json.dumps({"metadata": {"finalizers": names or None}})
+        return shell.run(user, "patch", "agentapproval", "x", "--type", "merge", "--patch", body)
+
+    complaint = (
+        f"{DENIED}only the operator adds finalizers to an approval: eve may not patch agentruns/status in "
+        f"namespace {shell.namespace}"
+    )
+    assert complaint in finalizers("eve", "x.io/y")
+    assert complaint in finalizers("eve", "foregroundDeletion", "x.io/y")
+    assert finalizers(OPERATOR, "x.io/y") == ""
+    assert complaint.replace("eve", "bob") in finalizers("bob", "x.io/y", "x.io/z")
+    assert shell.run("eve", "label", "agentapproval", "x", "team=shop") == "", "what is there is no obstacle"
+    assert finalizers("eve") == "", "anybody may remove one"
+    assert "finalizers" not in shell.get("agentapproval")["metadata"]
+
+
+@pytest.mark.parametrize("cascade", ["foreground", "orphan", "background"])
+def test_an_approval_goes_in_every_way_kubernetes_deletes(cascade: str, shell: Shell) -> None:
+    shell.ask()
+    assert shell.run(None, "delete", "agentapproval", "x", f"--cascade={cascade}", "--timeout=20s") == ""
+
+
+def test_nobody_decides_what_is_being_deleted(shell: Shell) -> None:
+    shell.ask()
+    kept = json.dumps({"metadata": {"finalizers": ["x.io/y", "z.io/a"]}})
+    assert shell.run(OPERATOR, "patch", "agentapproval", "x", "--type", "merge", "--patch", kept) == ""
+    assert shell.run(None, "delete", "agentapproval", "x", "--wait=false") == ""
+    complaint = f"{DENIED}it is being deleted; its run asks anew once it is gone. Finalizers keep it: x.io/y, z.io/a"
+    assert complaint in shell.patch("ada", APPROVE)
+    assert complaint in shell.patch("ada", {"decision": "Reject", "reason": "No."})
+    assert shell.spec() == REQUEST
+    gone = json.dumps({"metadata": {"finalizers": None}})
+    assert shell.run("ada", "patch", "agentapproval", "x", "--type", "merge", "--patch", gone) == ""
+    assert "NotFound" in shell.run(None, "get", "agentapproval", "x")
+
+
 # ── Whoever applies manifests ──────────────────────────────────────────────────────────────────────────────────────
 
 

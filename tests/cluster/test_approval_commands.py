@@ -150,6 +150,7 @@ def test_listing(shell: Shell) -> None:
     assert shell.run("viewer", "approvals") == (0, "", nothing)
     shell.ask("one", expiresAt="2126-01-02T03:04:05Z", question="Two\nlines?")
     shell.ask("two", subject="Output", tool=None)
+    shell.ask("three", tool="greet", target={"kind": "Function", "name": "pay"})
     shell.ask("old")
     shell.write_status({"state": "Expired"}, "old")
 
@@ -157,14 +158,15 @@ def test_listing(shell: Shell) -> None:
     assert (code, err) == (0, "")
     heading, *rows = (line.split() for line in out.splitlines())
     assert heading == ["NAME", "RUN", "AGENT", "TOOL", "EXPIRES", "AGE", "QUESTION"]
-    one, two = sorted(rows)
+    one, three, two = sorted(rows)
+    assert three[3:6] == ["greet", "(function", "pay)"]
     assert one[:5] == ["one", "refund", "support", "refund", "in"]
     assert one[-1] == "Two\\nlines?"
     assert [*two[:5], *two[6:]] == ["two", "refund", "support", "(answer)", "never", "Pay", "it", "back?"]
 
     code, out, err = shell.run("viewer", "approvals", "--all", "-o", "json")
     assert (code, err) == (0, "")
-    assert sorted(each["metadata"]["name"] for each in json.loads(out)["items"]) == ["old", "one", "two"]
+    assert sorted(each["metadata"]["name"] for each in json.loads(out)["items"]) == ["old", "one", "three", "two"]
     code, out, err = shell.run("viewer", "approvals", "--all")
     assert [line.split()[4] for line in out.splitlines() if line.startswith("old")] == ["Expired"]
     code, out, err = shell.run("viewer", "approvals", "--context", "elsewhere")
@@ -229,6 +231,13 @@ def test_approved_and_applied(shell: Shell) -> None:
     assert shell.spec() == {**REQUEST, **decision}
 
 
+def test_what_a_call_would_run_is_shown(shell: Shell) -> None:
+    shell.ask(tool="greet", target={"kind": "MCP", "name": "pay", "server": "shop"})
+    code, out, _ = shell.run("ada", "approve", "x")
+    assert code == 2
+    assert "\nTool          greet (pay of MCP server shop)\n" in out
+
+
 def test_approved_with_changes(shell: Shell) -> None:
     """A null stays a null: in a merge patch it would be a removed argument."""
     shell.ask()
@@ -271,7 +280,30 @@ def test_decided_already(shell: Shell) -> None:
     assert shell.run("ada", "approve", "x", "--yes", "--wait", "0")[0] == 0
     code, _, err = shell.run("eve", "reject", "x", "--reason", "No.", "--yes")
     assert code == 3
-    assert err == f"error: x is decided already: Approve by {shell.user('ada')} (Pending)\n"
+    said = f"error: x is decided already: Approve by {shell.user('ada')}"
+    assert err == f"{said} (not proven); it is Pending\n", "nobody has looked yet whether it is"
+    shell.write_status({"state": "Delivered", "decidedBy": shell.user("ada")})
+    code, _, err = shell.run("eve", "reject", "x", "--reason", "No.", "--yes")
+    assert (code, err) == (3, f"{said}; it is Delivered\n")
+    _, out, _ = shell.run("viewer", "approvals", "--all")
+    assert out.splitlines()[1].split()[4:6] == ["Delivered,Approve", shell.user("ada")]
+
+
+def test_what_is_being_deleted(shell: Shell) -> None:
+    shell.ask()
+    shell.kubectl("patch", "agentapproval", "x", "--type=merge", "-p", '{"metadata":{"finalizers":["x.io/y"]}}')
+    process = shell.start("ada", "approve", "x", "--yes", "--wait", "3")
+    shell.kubectl("wait", "agentapproval/x", "--for=jsonpath={.spec.decision}", "--timeout=20s")
+    shell.kubectl("delete", "agentapproval", "x", "--wait=false")
+    why = "it is being deleted; its run asks anew once it is gone. Finalizers keep it: x.io/y"
+    code, _, err = finished(process)
+    assert (code, err) == (4, f"Not delivered within 3 s: {why}\n")
+    shell.ask("z")
+    shell.kubectl("patch", "agentapproval", "z", "--type=merge", "-p", '{"metadata":{"finalizers":["x.io/y"]}}')
+    shell.kubectl("delete", "agentapproval", "z", "--wait=false")
+    code, _, err = shell.run("ada", "approve", "z", "--yes")
+    assert (code, err) == (3, f"error: z cannot be decided: {why}\n")
+    shell.kubectl("patch", "agentapproval", "x", "z", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
 
 
 @pytest.mark.parametrize("state", ["Expired", "Superseded"])

@@ -30,12 +30,16 @@ def see_that_it_is_open(asked: Json) -> None:
     Raises:
         Stop: It does not any more; the message says what it came to.
     """
-    if show.is_open(asked):
-        return
     spec = asked["spec"]
     state, name = show.state(asked), asked["metadata"]["name"]
+    if show.is_open(asked):
+        if deletion := show.deletion_words(asked):
+            raise Stop(ExitCode.TOO_LATE, f"{name} cannot be decided: {deletion}")
+        return
     if spec.get("decision"):
-        raise Stop(ExitCode.TOO_LATE, f"{name} is decided already: {spec['decision']} by {show.by(asked)} ({state})")
+        raise Stop(
+            ExitCode.TOO_LATE, f"{name} is decided already: {spec['decision']} by {show.by(asked)}; it is {state}"
+        )
     raise Stop(ExitCode.TOO_LATE, f"{name} need not be decided any more: it is {state}")
 
 

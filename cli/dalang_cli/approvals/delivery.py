@@ -8,7 +8,7 @@ from typing import Protocol
 
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
 
-from dalang_cli.approvals.show import Json, state
+from dalang_cli.approvals.show import Json, deletion_words, state
 from dalang_cli.cluster import ClusterError
 
 LOOK_SECONDS = 0.25
@@ -103,6 +103,8 @@ _DELETED = Outcome(
 
 
 def _why(found: Json) -> str:
+    if deletion := deletion_words(found):
+        return deletion
     ready = _condition(found, ConditionType.READY)
     if ready.get("lastTransitionTime", "1970").startswith("1970"):  # as by schema default
         return "the operator has not looked at it. Is it running? The decision is kept, and delivered when it is"

@@ -150,7 +150,7 @@ def _decide(cluster: Cluster, options: argparse.Namespace, decision: Literal["Ap
     if not options.yes:
         _confirm(f"{decision}{' with these changes' if changed else ''}, as {user or 'yourself'}?")
     decided = decide(cluster, asked, decision, user=user, reason=options.reason, override=changed)
-    _print(f"Decided: {show.printable(decision)} by {show.printable(show.by(decided))}.")
+    _print(f"Decided: {decision} by {show.printable(decided['spec'].get('decidedBy') or 'you')}.")
     if options.wait <= 0:
         return ExitCode.DONE
     came_to = wait(cluster, decided, options.wait)

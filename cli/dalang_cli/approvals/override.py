@@ -1,4 +1,4 @@
-"""`--set key=value`: the arguments a human approves instead of those that were asked about. Pure."""
+"""`--set key=value`: the arguments, or the answer, a human approves instead of those that were asked about. Pure."""
 
 import copy
 import json
@@ -32,16 +32,22 @@ class Change:
 
 
 def override(arguments: str, assignments: list[str]) -> dict[str, Any]:
-    """Return the request's arguments with the assignments made, in their order.
+    """Return the request's arguments, or the answer, with the assignments made, in their order.
+
+    An answer that is a text is the member `text`, as a run takes it.
 
     Raises:
         OverrideError: An assignment does not fit the arguments, changes nothing, or has a number that is not exact in JSON.
     """
-    asked = _object(arguments)
+    asked = members(arguments)
+    is_text = not arguments.lstrip().startswith("{")
     changed = copy.deepcopy(asked)
     for assignment in assignments:
         before = copy.deepcopy(changed)
-        _assign(changed, assignment)
+        if is_text:
+            changed = _text(assignment)
+        else:
+            _assign(changed, assignment)
         if not changes(before, changed):
             raise OverrideError(f"--set {assignment} changes nothing")
     try:
@@ -67,14 +73,28 @@ def changes(before: Any, after: Any, path: tuple[str, ...] = ()) -> list[Change]
     return [change for key, old, new in pairs for change in changes(old, new, (*path, key))]
 
 
-def _object(arguments: str) -> dict[str, Any]:
+def members(arguments: str) -> dict[str, Any]:
+    """Return what can be changed of arguments, or of an answer, by name.
+
+    Raises:
+        OverrideError: They are neither an object nor a text.
+    """
     try:
         parsed = json.loads(arguments)
     except ValueError:
         parsed = None
+    if isinstance(parsed, str):
+        return {"text": parsed}
     if not isinstance(parsed, dict):
         raise OverrideError("--set changes members of an object, and what waits here is none; reject it with a reason")
     return parsed
+
+
+def _text(assignment: str) -> dict[str, Any]:
+    member, _, text = assignment.partition("=")
+    if member != "text" or not text:
+        raise OverrideError(f"--set {assignment}: what waits here is a text; change it with --set text=…")
+    return {"text": text}
 
 
 def _assign(target: dict[str, Any], assignment: str) -> None:

@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dalang_api.canonical import NotCanonicalError, canonical
+from dalang_api.contract import ApprovalTarget
 from rich.text import Text
 
-from dalang_cli.approvals.override import ABSENT, changes
+from dalang_cli.approvals.override import ABSENT, changes, members
 
 Json = dict[str, Any]
 """A Kubernetes object as the API server sends it."""
@@ -59,7 +60,7 @@ def request(approval: Json, now: datetime, override: Json | None = None, reason:
     _field(shown, "Run", spec["runRef"]["name"])
     _field(shown, "Agent", spec["agent"])
     if spec.get("tool"):
-        _field(shown, "Tool", spec["tool"])
+        _field(shown, "Tool", tool_words(approval))
     _field(shown, "Question", spec["question"])
     _field(shown, "Asked", f"{spec['requestedAt']} ({_age(spec['requestedAt'], now)} ago)")
     expires_at = spec.get("expiresAt")
@@ -67,7 +68,7 @@ def request(approval: Json, now: datetime, override: Json | None = None, reason:
     _block(shown, "Answer" if spec["subject"] == "Output" else "Arguments", arguments_lines(spec["arguments"]))
     if override is not None:
         shown.append("Changes\n", "bold")
-        for change in changes(json.loads(spec["arguments"]), override):
+        for change in changes(members(spec["arguments"]), override):
             _side(shown, "-", "red", change.path, change.before)
             _side(shown, "+", "green", change.path, change.after)
     if reason:
@@ -129,7 +130,8 @@ class Table:
         cells = [(metadata["name"], ""), (spec["runRef"]["name"], ""), (spec["agent"], "")]
         if self._with_namespace:
             cells.insert(0, (metadata["namespace"], ""))
-        cells.append((printable(spec.get("tool") or ANSWER), ""))
+        has_other_name = spec.get("target", {}).get("name") not in {None, spec.get("tool")}
+        cells.append((printable(tool_words(approval) if has_other_name else spec.get("tool") or ANSWER), ""))
         if self._with_state:
             cells += [(state_words(approval), "green" if is_open(approval) else ""), (printable(by(approval)), "")]
         cells += [(expires(approval, now), "red" if is_soon else ""), (_age(metadata["creationTimestamp"], now), "")]
@@ -153,8 +155,27 @@ def state_words(approval: Json) -> str:
 
 
 def by(approval: Json) -> str:
-    """Return who decided."""
-    return str(approval["spec"].get("decidedBy", "-"))
+    """Return who decided: as the run was told, else who is said to have, which nothing proves."""
+    proven, said = (approval.get("status") or {}).get("decidedBy"), approval["spec"].get("decidedBy")
+    if proven:
+        return str(proven)
+    return f"{said} (not proven)" if said else "-"
+
+
+def tool_words(approval: Json) -> str:
+    """Return the tool and, where it is known, what a call of it runs: `greet (function pay)`."""
+    spec = approval["spec"]
+    target = spec.get("target")
+    return f"{spec['tool']} ({ApprovalTarget.model_validate(target).words})" if target else str(spec["tool"])
+
+
+def deletion_words(approval: Json) -> str | None:
+    """Return that it is being deleted, and what keeps it; None where it is not."""
+    if not approval["metadata"].get("deletionTimestamp"):
+        return None
+    finalizers = approval["metadata"].get("finalizers")
+    kept = f" Finalizers keep it: {', '.join(finalizers)}" if finalizers else ""
+    return f"it is being deleted; its run asks anew once it is gone.{kept}"
 
 
 def seconds_left(approval: Json, now: datetime) -> float | None:

@@ -19,7 +19,14 @@ from datetime import datetime
 from dalang_api.contract import ApprovalEnd, ApprovalRequest, RunReport, WorkflowTarget
 from dalang_api.v1alpha1.conditions import Reason
 
-from dalang_operator.kinds.agentapproval.plan import SETTLED, settled_status, state_of, unknown_status, waits_for
+from dalang_operator.kinds.agentapproval.plan import (
+    SETTLED,
+    removal_of,
+    settled_status,
+    state_of,
+    unknown_status,
+    waits_for,
+)
 from dalang_operator.kube.client import KubeClient
 from dalang_operator.kube.errors import AlreadyExists, Conflict, NotFound
 from dalang_operator.kube.events import tell_event
@@ -79,6 +86,8 @@ class ApprovalWriter:
     settled: Remembered = field(default_factory=Remembered)
     """Keys of approvals that say what came of them: each report tells of the last few again. A name is never used for a
     second question: it is made of the run's uid and the place of what is asked."""
+    logged: Remembered = field(default_factory=Remembered)
+    """Keys and uids of approvals whose end this process has logged."""
 
     async def write(self, report: RunReport, target: WorkflowTarget, workflow_id: str) -> Asked | None:
         """Do what the report asks for; returns the pending AgentApprovals, None if there are none.
@@ -148,7 +157,7 @@ class ApprovalWriter:
         found = await self.kube.get(AGENT_APPROVALS, key.namespace, key.name)
         if is_same_request(found, body):
             return found
-        remedy = f"nobody is asked until it is gone: kubectl delete agentapproval {key.name} -n {key.namespace}"
+        remedy = f"nobody is asked until it is gone: {removal_of(found)}"
         [owner] = body["metadata"]["ownerReferences"]
         if controller_uid(found) == owner["uid"] and state_of(found) not in SETTLED:
             status = unknown_status(found, "It is not what its run asks", f"There, {remedy}", self.now())
@@ -164,6 +173,7 @@ class ApprovalWriter:
         }
         patch = '{"spec":{"decision":"Approve"}}'
         command = f"kubectl patch agentapproval {request.name} -n {target.namespace} --type merge -p '{patch}'"
+        behind = f" Behind it: {request.target.words}." if request.target else ""
         await tell_event(
             self.kube,
             run,
@@ -171,12 +181,16 @@ class ApprovalWriter:
             kind="Normal",
             reason=Reason.AWAITING_APPROVAL,
             action="Ask",
-            note=f"{request.question} Decide with: {command}",
+            note=f"{request.question}{behind} Decide with: {command}",
             now=self.now(),
         )
 
     async def _settle(self, end: ApprovalEnd, target: WorkflowTarget) -> None:
-        """Write what has become of an approval, unless it says so, is gone, or is another run's by now."""
+        """Write what has become of an approval, unless it says so, is gone, or is another run's by now.
+
+        It is logged before, and also where there is no object to write to: who may delete one could else have what was done
+        in somebody's name done without a trace. A process that is restarted in between logs it once more.
+        """
         key = ObjectKey(target.namespace, end.name)
         if str(key) in self.settled:
             return
@@ -185,38 +199,62 @@ class ApprovalWriter:
             try:
                 if attempt or approval is None:
                     approval = await self.kube.get(AGENT_APPROVALS, key.namespace, key.name)
-                if controller_uid(approval) != target.suffix:
+                is_the_runs = controller_uid(approval) == target.suffix
+                is_settled = state_of(approval) in SETTLED
+                if not (is_the_runs and is_settled and end.uid in {None, uid_of(approval)}):
+                    self._log(end, key, target)
+                if not is_the_runs:
                     return
-                if state_of(approval) not in SETTLED:
+                if not is_settled:
                     status = settled_status(approval, end, self.now())
                     await write_status(self.kube, AGENT_APPROVALS, approval, status, "reporter")
-                    if end.uid in {None, uid_of(approval)}:
-                        self._log(end, key, target)
             except Conflict:
                 continue
             except NotFound:
+                self._log(end, key, target)
                 return  # not for good: an older report may be about to make it
             self.settled.add(str(key))
             return
         raise Conflict(f"AgentApproval {key} changed under {ATTEMPTS} attempts")
 
     def _log(self, end: ApprovalEnd, key: ObjectKey, target: WorkflowTarget) -> None:
-        decision = end.decision or end.state
+        """Log what has become of an approval, once in this process."""
+        if (once := f"{key} {end.uid}") in self.logged:
+            return
+        self.logged.add(once)
         logger.info(
-            "AgentApproval %s: %s %s by %s",
+            "AgentApproval %s: %s; %s of AgentRun %s",
             key,
-            end.state,
-            decision,
-            end.decided_by or "nobody",
+            _outcome(end),
+            _subject(end),
+            target.name,
             extra={
                 "namespace": target.namespace,
                 "run": target.name,
                 "approval": end.name,
                 "tool": end.tool,
-                "decision": decision,
+                "target": end.target.model_dump(exclude_none=True) if end.target else None,
+                "decision": end.decision or end.state,
                 "decided_by": end.decided_by,
             },
         )
+
+
+def _outcome(end: ApprovalEnd) -> str:
+    if end.decision is None:
+        return end.state
+    return f"{end.state} {end.decision} by {_plain(end.decided_by or 'nobody')}"
+
+
+def _subject(end: ApprovalEnd) -> str:
+    if end.tool is None:
+        return "the answer"
+    return f"tool {end.tool} ({_plain(end.target.words)})" if end.target else f"tool {end.tool}"
+
+
+def _plain(text: str) -> str:
+    """Return a text that begins no line of its own: names of MCP servers' tools are whatever these say."""
+    return ascii(text)[1:-1]
 
 
 def make_approval(request: ApprovalRequest, target: WorkflowTarget, workflow_id: str) -> Json:
@@ -227,6 +265,7 @@ def make_approval(request: ApprovalRequest, target: WorkflowTarget, workflow_id:
         "workflowId": workflow_id,
         "agent": request.agent,
         "tool": request.tool,
+        "target": request.target.model_dump(exclude_none=True) if request.target else None,
         "question": request.question,
         "arguments": request.arguments,
         "digest": request.digest,
@@ -260,11 +299,14 @@ def make_approval(request: ApprovalRequest, target: WorkflowTarget, workflow_id:
 
 
 def is_same_request(found: Json, wanted: Json) -> bool:
-    """Return whether an object is what we would create, decided or not."""
+    """Return whether an object is what we would create, decided or not.
+
+    One that lacks `target` was created by an operator from before there was that; the digest covers it.
+    """
     request = {name: value for name, value in found["spec"].items() if name not in _DECISION}
     [owner] = wanted["metadata"]["ownerReferences"]
     return (
         controller_uid(found) == owner["uid"]
-        and request == wanted["spec"]
+        and {"target": wanted["spec"].get("target"), **request} == {"target": None, **wanted["spec"]}
         and not found["metadata"].get("deletionTimestamp")
     )

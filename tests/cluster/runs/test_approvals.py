@@ -11,13 +11,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from dalang_api import API_VERSION, contract
-from dalang_operator.kinds.agentapproval.plan import decision_of
+from dalang_operator.kinds.agentapproval.plan import decision_of, settled_status
+from dalang_operator.kinds.agentrun.status import run_status
 from dalang_operator.reporter.approvals import make_approval
+from temporalio.api.enums import v1 as enums
 
 if TYPE_CHECKING:
     from tests.cluster.runs.conftest import Run, Shop, System
@@ -133,11 +136,31 @@ def test_a_call_waits_for_one_kubectl_patch(desk: "Shop") -> None:
     assert reason_of(approval, "Proven")[0] == "True"
     assert approval["metadata"]["ownerReferences"][0]["uid"] == run.uid
     assert call["amount"] == 120
-    logged = f"AgentApproval {desk.namespace}/{name}: Applied Approve by ada"
+    logged = f"AgentApproval {desk.namespace}/{name}: Applied Approve by ada; tool pay"
     assert sum(log.count(logged) for log in desk.system.logs().values()) == 1
     events = desk.kubectl("events", "--for", f"agentrun.v1alpha1.dalang.dev/{run.name}")
     assert "AwaitingApproval" in events
-    assert f"Pay for main-path? Decide with: kubectl patch agentapproval {name} -n {desk.namespace}" in events
+    assert "Pay for main-path?" in events
+    assert f"Decide with: kubectl patch agentapproval {name} -n {desk.namespace}" in events
+
+
+def test_an_agent_s_author_neither_hides_what_is_called_nor_shortens_the_pool_s_time(desk: "Shop") -> None:
+    desk.pool("vetoed", approvals=[{"tools": ["pay"], "timeout": "24h", "onTimeout": "Approve"}])
+    greets = {"name": "greet", "arguments": {"key": "veto" * 10_000, "amount": 120}}
+    desk.model("veto", {"toolCalls": [greets]}, TOLD)
+    at_once = {"question": "Say hello?", "timeout": "2s", "onTimeout": "Approve"}
+    tools = [{"name": "greet", "function": {"name": "pay"}, "approval": at_once}]
+    desk.create("Agent", "veto", {"modelRef": {"name": "veto"}, "poolRef": {"name": "vetoed"}, "tools": tools})
+    run = desk.run("veto")
+    name = run.ask()
+    spec = desk.get("AgentApproval", name)["spec"]
+    assert (spec["tool"], spec["target"]) == ("greet", {"kind": "Function", "name": "pay"})
+    assert spec["question"] == "Say hello?"
+    assert spec["arguments"] == json.dumps(greets["arguments"], separators=(",", ":"), sort_keys=True)
+    requested, expires = (datetime.fromisoformat(spec[time]) for time in ("requestedAt", "expiresAt"))
+    assert expires - requested == timedelta(days=1)
+    desk.decide(name, "Reject")
+    assert "a human rejected it" in run.answered()["output"]
 
 
 @pytest.mark.parametrize(
@@ -286,6 +309,47 @@ def test_an_approval_deleted_while_pending_is_made_anew_undecided(desk: "Shop", 
     desk.decide(name, "Reject")
     assert "rejected" in run.answered()["output"]
     assert (outcomes(run), desk.calls_of("deleted")) == ([("Reject", "bob")], [])
+
+
+def test_one_that_a_finalizer_keeps_from_going_says_what_lets_it_go(desk: "Shop", system: "System") -> None:
+    """Decided while the policies were away, say: nothing is delivered, and nobody need guess why."""
+    run = asking(desk, "kept", pays("kept"), TOLD)
+    name = run.ask()
+    keep = ("patch", "agentapproval", name, "--type=merge", "-p", '{"metadata":{"finalizers":["x.io/y"]}}')
+    assert "only the operator adds finalizers" in desk.kubectl("--as=eve", *keep, check=False)
+    desk.kubectl(*keep)
+    old = desk.get("AgentApproval", name)["metadata"]["uid"]
+    desk.kubectl("delete", "agentapproval", name, "--wait=false")
+    message = desk.waits("AgentApproval", name, "Deleting")
+    assert "Finalizers keep it (x.io/y): kubectl patch agentapproval" in message
+    said = desk.kubectl("--as=bob", "patch", "agentapproval", name, "--type=merge", "-p", APPROVE, check=False)
+    assert "it is being deleted; its run asks anew once it is gone. Finalizers keep it: x.io/y" in said
+    shell(system, message.partition("(x.io/y): ")[2])
+
+    def anew() -> Object | None:
+        found = desk.find("AgentApproval", name)
+        return found if found and found["metadata"]["uid"] != old else None
+
+    system.wait_for("it is asked anew", anew)
+    assert not desk.calls_of("kept")
+    desk.decide(name)
+    run.answered()
+    assert (len(desk.calls_of("kept")), outcomes(run)) == (1, [("Approve", "bob")])
+
+
+def test_who_deletes_an_approval_does_not_delete_the_word_of_it(desk: "Shop", system: "System") -> None:
+    run = asking(desk, "wiped", pays("wiped"), TOLD)
+    (desk.folder / "hold-wiped").touch()
+    name = run.ask()
+    desk.decide(name)
+    system.wait_for("its tool runs", lambda: desk.is_called("wiped"))
+    desk.kubectl("--as=eve", "delete", "agentapproval", name)
+    desk.let_go("wiped")
+    run.answered()
+    logged = f"AgentApproval {desk.namespace}/{name}: Applied Approve by bob; tool pay"
+    lines = [line for log in system.logs().values() for line in log.splitlines() if logged in line]
+    assert len(lines) == 1
+    assert lines[0].endswith(" of AgentRun wiped")
 
 
 def test_a_tool_that_has_changed_is_asked_about_anew(desk: "Shop", system: "System") -> None:
@@ -467,7 +531,7 @@ def test_an_operator_that_was_killed_wakes_pools_at_zero_all_the_same(desk: "Sho
 # ── kill -9 ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-MOMENTS = ("asking", "made", "asked", "decided", "sent", "delivered", "running")
+MOMENTS = ("asking", "made", "asked", "decided", "sent", "delivered", "running", "settled", "ended", "expired")
 
 
 def attempts_to_report(run: "Run") -> int:
@@ -478,12 +542,46 @@ def attempts_to_report(run: "Run") -> int:
     return reports[0].attempt if reports else 0
 
 
-def make_what_is_asked(run: "Run") -> None:
-    """Make the AgentApproval that a run's last report asks for, as the operator would have before it was killed."""
+def last_report(run: "Run") -> contract.RunReport:
+    """Return what a run's workflow last had to report."""
     scheduled = [event.activity_task_scheduled_event_attributes for event in run.events]
     (*_, last) = [each for each in scheduled if each.activity_type.name == contract.REPORT_ACTIVITY]
-    report = contract.RunReport.model_validate_json(last.input.payloads[0].data)
-    (request,) = report.pending_approvals or []
+    return contract.RunReport.model_validate_json(last.input.payloads[0].data)
+
+
+def write_what_came_of_it(run: "Run") -> None:
+    """Write what a run's last report says, as the operator would have before it was killed."""
+    shop, report, now = run.shop, last_report(run), datetime.now(UTC)
+    (end,) = report.ended_approvals or []
+    settled = settled_status(shop.get("AgentApproval", end.name), end, now)
+    shop.patch("AgentApproval", f"{end.name}/status", {"status": settled})
+    if report.finished_at:
+        shop.patch("AgentRun", f"{run.name}/status", {"status": run_status(report, run.object, run.workflow_id, now)})
+
+
+def acts_by_itself(run: "Run", name: str) -> None:
+    """Tell a run of the decision that its AgentApproval has, as the operator would have."""
+    temporal = run.shop.system.temporal
+    handle = temporal.client.get_workflow_handle(run.workflow_id)
+    temporal.do(handle.signal(contract.DECIDE_SIGNAL, decision_of(run.shop.get("AgentApproval", name))))
+
+
+def is_at_rest(run: "Run") -> bool:
+    """Tell whether a run's workflow has taken note of all that its activities came to."""
+    types = [event.event_type for event in run.events]
+    task, done = enums.EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED, enums.EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED
+    return attempts_to_report(run) == 0 and task in types[len(types) - types[::-1].index(done) :]
+
+
+def has_run_out(run: "Run", expires_at: float) -> bool:
+    """Tell whether the timer of a time-out has fired."""
+    fired = [event for event in run.events if event.event_type == enums.EventType.EVENT_TYPE_TIMER_FIRED]
+    return any(event.event_time.ToNanoseconds() / 1e9 >= expires_at for event in fired)
+
+
+def make_what_is_asked(run: "Run") -> None:
+    """Make the AgentApproval that a run's last report asks for, as the operator would have before it was killed."""
+    (request,) = last_report(run).pending_approvals or []
     body = make_approval(request, contract.parse_workflow_id(run.workflow_id), run.workflow_id)
     run.shop.system.request("POST", "AgentApproval", run.shop.namespace, body=body)
 
@@ -508,14 +606,20 @@ def test_a_kill_loses_no_decision_and_applies_none_twice(
     sent       Temporal has it, and the operator has not written so
     delivered  Temporal has it; the worker does not answer
     running    its tool runs
+    settled    the AgentApproval says that it was applied, and the operator has not told Temporal; the run goes on
+    ended      likewise, and the run's status says that it has ended
+    expired    its time-out has passed, which approves it, and nobody has acted on that
     """
     label, wait_for = "-".join(parts), system.wait_for
     first, pool = f"first-{label}", f"kills-{label}"
     for each in (first, pool):
         desk.pool(each, scaling={"minReplicas": 1})
     asks = {
-        moment: asking(desk, f"{moment}-{label}", pays(f"{moment}-{label}"), TOLD, pool=pool) for moment in MOMENTS[2:]
+        moment: asking(desk, f"{moment}-{label}", pays(f"{moment}-{label}"), TOLD, pool=pool) for moment in MOMENTS[2:7]
     }
+    key = f"settled-{label}"
+    asks["settled"] = asking(desk, key, pays(key), holds(f"{key}-end"), TOLD, pool=first)
+    asks["ended"] = asking(desk, f"ended-{label}", pays(f"ended-{label}"), TOLD, pool=first)
     about_to_ask = {
         moment: asking(desk, key, holds(f"{key}-begin"), pays(key), TOLD, pool=first)
         for moment in MOMENTS[:2]
@@ -527,7 +631,13 @@ def test_a_kill_loses_no_decision_and_applies_none_twice(
     wait_for("its tool runs", lambda: desk.is_called(f"running-{label}"))
     for moment in about_to_ask:
         wait_for(f"{moment} is about to ask", lambda moment=moment: desk.is_called(f"{moment}-{label}-begin"))  # type: ignore[misc]
+    key = f"expired-{label}"
+    asks["expired"] = asking(desk, key, pays(key), TOLD, pool=pool, timeout="8s", onTimeout="Approve")
+    names["expired"] = asks["expired"].ask()
+    wait_for("the workflow knows that it was made", lambda: is_at_rest(asks["expired"]))
     with stopped(system, desk.worker(pool)):
+        expires_at = desk.get("AgentApproval", names["expired"])["spec"]["expiresAt"]
+        begun["expired"] = datetime.fromisoformat(expires_at).timestamp()
         for moment in ("sent", "delivered"):
             begun[moment] = desk.decide(names[moment])
             desk.becomes(names[moment], "Delivered")
@@ -538,10 +648,20 @@ def test_a_kill_loses_no_decision_and_applies_none_twice(
                 desk.let_go(f"{moment}-{label}-begin")
                 wait_for("it is about to be asked", lambda run=run: attempts_to_report(run))  # type: ignore[misc]
             make_what_is_asked(about_to_ask["made"])
+            for moment in ("settled", "ended"):
+                begun[moment] = desk.decide(names[moment])
+                acts_by_itself(asks[moment], names[moment])
+            wait_for("one goes on", lambda: desk.is_called(f"settled-{label}-end"))
+            wait_for("it is about to say so", lambda: last_report(asks["settled"]).ended_approvals)
+            wait_for("one is about to end", lambda: last_report(asks["ended"]).finished_at)
+            for moment in ("settled", "ended"):
+                write_what_came_of_it(asks[moment])
+            wait_for("a time-out passes", lambda: has_run_out(asks["expired"], begun["expired"]))
             assert desk.get("AgentApproval", names["decided"])["status"]["state"] == "Pending"
             victims = ["operator"] if "operator" in parts else []
             victims += [desk.worker(first), desk.worker(pool)] if "workers" in parts else []
-            assert [moment for moment in MOMENTS if desk.calls_of(f"{moment}-{label}")] == ["running"]
+            called = [moment for moment in MOMENTS if desk.calls_of(f"{moment}-{label}")]
+            assert called == ["running", "settled", "ended"]
             pids = {victim: system.kill(victim) for victim in victims}
             for victim, pid in pids.items():
                 wait_for(f"{victim} is gone", lambda victim=victim, pid=pid: not is_alive(system, victim, pid))  # type: ignore[misc]
@@ -550,11 +670,15 @@ def test_a_kill_loses_no_decision_and_applies_none_twice(
         names[moment] = run.ask(60)
         begun[moment] = desk.decide(names[moment])
     desk.let_go(f"running-{label}")
+    desk.let_go(f"settled-{label}-end")
     for moment, run in {**asks, **about_to_ask}.items():
         key = f"{moment}-{label}"
-        assert run.answered(90)["output"] == f"paid 120 for {key}"
-        assert outcomes(run) == [("Approve", "bob")]
-        desk.becomes(names[moment], "Applied")
+        is_expired = moment == "expired"
+        told = f"held {key}-end" if moment == "settled" else f"paid 120 for {key}"
+        assert run.answered(90)["output"] == told
+        assert outcomes(run) == [("Expired", "") if is_expired else ("Approve", "bob")]
+        approval = desk.becomes(names[moment], "Expired" if is_expired else "Applied")
+        assert approval["status"].get("decidedBy") == (None if is_expired else "bob")
         calls = desk.calls_of(key)
         assert min(call["time"] for call in calls) > begun[moment]
         assert len({call["idempotencyKey"] for call in calls}) == 1
@@ -677,13 +801,13 @@ def test_who_takes_the_name_before_it_is_asked(desk: "Shop", system: "System", h
     [
         pytest.param(
             ["delete", "validatingadmissionpolicybinding", POLICY],
-            f"ValidatingAdmissionPolicyBinding {POLICY} is missing, so nothing proves who decides. Install it: ",
+            f"ValidatingAdmissionPolicyBinding {POLICY} is missing, so nothing proves who decides. Install it (before Kubernetes 1.36 with --validating-only): ",
             id="a binding is missing",
         ),
         pytest.param(
             ["patch", "validatingadmissionpolicy", POLICY, "--type=merge", "-p", NEVER_MATCHES],
             f"ValidatingAdmissionPolicy {POLICY} is altered (spec.matchConditions), so nothing proves who decides. "
-            "Put it right: ",
+            "Put it right (before Kubernetes 1.36 with --validating-only): ",
             id="a policy is altered",
         ),
     ],
@@ -717,9 +841,9 @@ def test_without_the_policies_nothing_is_delivered(
         told = vetoed.answered()["output"]
         assert ("a human rejected it" in told, "eve" in told) == (True, False)
         check_vetoed(vetoed, problem)
-        install(system, message.removeprefix(problem))
+        shell(system, message.removeprefix(problem))
     finally:
-        install(system, "dalang admission-policies | kubectl apply -f -")
+        shell(system, "dalang admission-policies | kubectl apply -f -")
 
     def anew() -> Object | None:
         found = desk.find("AgentApproval", name)
@@ -749,7 +873,7 @@ def check_vetoed(run: "Run", problem: str) -> None:
     assert (outcomes(run), run.shop.calls_of(run.name)) == ([("Reject", "")], [])
 
 
-def install(system: "System", command: str) -> None:
+def shell(system: "System", command: str) -> None:
     """Run the command that a message names."""
     path = f"{Path(sys.executable).parent}:{system.environment['PATH']}"
     shell = ["bash", "-c", f"set -o pipefail; {command}"]

@@ -21,6 +21,10 @@ def ready(status: str, reason: str, message: str) -> dict[str, str]:
     return {"type": "Ready", "status": status, "reason": reason, "message": message, "lastTransitionTime": AT}
 
 
+KEPT = {
+    **approval(),
+    "metadata": {"name": "x", "uid": "1", "deletionTimestamp": AT, "finalizers": ["x.io/y"]},
+}
 PROBLEM = {"type": "Proven", "status": "False", "reason": "PolicyMissing", "message": "Install it: …"}
 APPLIED = approval("Applied", ready("True", "Applied", "Done"))
 DELIVERED = approval("Delivered", ready("Unknown", "Delivered", "Sent"))
@@ -100,6 +104,9 @@ AWAY = ClusterError(0, "refused")
         ),
         pytest.param([AWAY, AWAY, APPLIED], 0, "Applied. Done", 2 * LOOK_SECONDS, id="the API server is away"),
         pytest.param([approval()], 4, "the operator has not looked at it", 10.0, id="no operator"),
+        pytest.param(
+            [KEPT], 4, "it is being deleted; its run asks anew once it is gone. Finalizers keep it: x.io/y", 10.0
+        ),
         pytest.param([TRIED_AGAIN], 4, "within 10 s: Temporal is away", 10.0, id="no Temporal"),
         pytest.param([GONE], 4, "was deleted", 0.0, id="deleted"),
         pytest.param([approval(uid="2")], 4, "was deleted", 0.0, id="deleted and made anew"),

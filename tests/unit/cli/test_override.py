@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import pytest
-from dalang_cli.approvals.override import ABSENT, Change, OverrideError, changes, override
+from dalang_cli.approvals.override import ABSENT, Change, OverrideError, changes, members, override
 
 ARGUMENTS = '{"a.b":1,"amount":120,"items":[{"n":1},{"n":2}],"note":null,"to":{"city":"Berlin"}}'
 
@@ -57,7 +57,20 @@ def test_what_cannot_be_meant(assignments: list[str], complaint: str) -> None:
         override(ARGUMENTS, assignments)
 
 
-@pytest.mark.parametrize("arguments", ['"a text"', "[1]", "1", "no JSON"])
+@pytest.mark.parametrize("text", ["The plan is C.", "12", '{"a": 1}', "a=b"])
+def test_an_answer_that_is_a_text_becomes_another_text(text: str) -> None:
+    changed = override('"The plan is B."', [f"text={text}"])
+    assert changed == {"text": text}
+    assert changes(members('"The plan is B."'), changed) == [Change("text", "The plan is B.", text)]
+
+
+@pytest.mark.parametrize("assignment", ["plan=C", "text.more=C", "text=", "text"])
+def test_an_answer_that_is_a_text_has_no_members(assignment: str) -> None:
+    with pytest.raises(OverrideError, match=re.escape("change it with --set text=…")):
+        override('"The plan is B."', [assignment])
+
+
+@pytest.mark.parametrize("arguments", ["[1]", "1", "no JSON"])
 def test_only_objects_have_members(arguments: str) -> None:
     with pytest.raises(OverrideError, match="reject it with a reason"):
         override(arguments, ["a=1"])

@@ -103,7 +103,7 @@ def test_nothing_is_cut_or_wrapped() -> None:
 def test_the_table() -> None:
     table = show.Table(with_namespace=True, with_state=True)
     open_one = approval(expiresAt="2026-01-02T03:10:05Z")
-    decided = approval(decision="Approve", decidedBy="ada", tool=None, status={"state": "Applied"})
+    decided = approval(decision="Approve", decidedBy="ada", tool=None, status={"state": "Applied", "decidedBy": "ada"})
     assert [line.plain for line in table.lines([open_one, decided], NOW)] == [
         "NAMESPACE  NAME  RUN     AGENT    TOOL      STATE            BY   EXPIRES  AGE  QUESTION",
         "shop       x     refund  support  refund    Pending          -    in 60s   5m   Pay it back?",
@@ -113,6 +113,43 @@ def test_the_table() -> None:
         "shop       x     refund  support  refund    Pending          -    in 60s   5m   Pay it back?",
     ]
     assert "red" in [span.style for span in next(iter(table.lines([open_one], NOW))).spans]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        pytest.param(approval(), "-", id="nobody"),
+        pytest.param(approval(decidedBy="bob"), "bob (not proven)", id="claimed"),
+        pytest.param(approval(decidedBy="bob", status={"state": "Applied"}), "bob (not proven)", id="an unproven veto"),
+        pytest.param(approval(decidedBy="ada", status={"decidedBy": "ada"}), "ada", id="as the run was told"),
+        pytest.param(approval(decidedBy="bob", status={"decidedBy": "ada"}), "ada", id="which is what counts"),
+    ],
+)
+def test_who_decided(asked: dict[str, Any], words: str) -> None:
+    assert show.by(asked) == words
+
+
+@pytest.mark.parametrize(
+    ("tool", "target", "in_full", "in_the_list"),
+    [
+        ("refund", None, "refund", "refund"),
+        ("refund", {"kind": "Function", "name": "refund"}, "refund (function refund)", "refund"),
+        ("greet", {"kind": "Function", "name": "pay"}, "greet (function pay)", "greet (function pay)"),
+        ("read", {"kind": "MCP", "name": "read", "server": "files"}, "read (read of MCP server files)", "read"),
+        (
+            "transfer_to_sales",
+            {"kind": "Handoff", "name": "sales"},
+            "transfer_to_sales (hand-off to sales)",
+            "transfer_to_sales (hand-off to sales)",
+        ),
+        ("a", {"kind": "Agent", "name": "b\x1b[2J"}, "a (agent b\\u001b[2J)", "a (agent b\\u001b[2J)"),
+    ],
+)
+def test_what_is_behind_a_tool(tool: str, target: dict[str, str] | None, in_full: str, in_the_list: str) -> None:
+    asked = approval(tool=tool, target=target, question="Q")
+    assert f"\nTool          {in_full}\n" in show.request(asked, NOW).plain
+    _, line = show.Table(with_namespace=False, with_state=False).lines([asked], NOW)
+    assert f" support  {in_the_list}  " in line.plain
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_each_is_needed(kind: str, absent: str | None) -> None:
     if absent:
         del found[kind]
     assert admission.proof_problem(found) == (
-        f"{kind} dalang-approvals is missing, so nothing proves who decides. Install it: {INSTALL}"
+        f"{kind} dalang-approvals is missing, so nothing proves who decides. Install it (before Kubernetes 1.36 with --validating-only): {INSTALL}"
     )
 
 
@@ -115,7 +115,8 @@ def test_any_alteration_is_a_problem(kind: str, alter: Callable[[Spec], None], f
     assert problem.startswith(f"{kind} dalang-approvals is altered (")
     assert f"spec.{field}" in problem
     assert problem.endswith(
-        "so nothing proves who decides. Put it right: dalang admission-policies | kubectl replace -f -"
+        "so nothing proves who decides. Put it right (before Kubernetes 1.36 with --validating-only): "
+        "dalang admission-policies | kubectl replace -f -"
     )
 
 

@@ -11,13 +11,14 @@ G  deleted              says that it still waits     have the run report again, 
 H  Approve, unproven    unfinished                   hold it back, or delete it (then G): nothing tells who decided
 J  Reject, unproven     unfinished                   as C, without name and reason: whoever it was, it only stops something
 K  not settled          does not list it             from a minute on: have the run report again, which settles it
+L  about to go          says that it still waits     deliver nothing, say which finalizers keep it; when it is gone: as G
 
 The signal comes before the status: repeated, it changes nothing, while a status without signal would end everything. Who
 was first, a decision or the time-out, only the workflow decides; it says so in its next report.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -149,7 +150,7 @@ def plan(observed: Observed) -> Plan:
     approval, run = observed.approval, observed.run
     if approval is None:
         return _plan_deleted(observed)
-    if approval["metadata"].get("deletionTimestamp") or state_of(approval) in SETTLED:
+    if state_of(approval) in SETTLED:
         return Plan()
     if run is None or uid_of(run) != controller_uid(approval):
         verdict = is_of_its_run(observed, approval) if _is_decided(approval) else None
@@ -160,6 +161,8 @@ def plan(observed: Observed) -> Plan:
         return Plan()
     if state_of(approval) == "Delivered":
         return _plan_untold(observed, run, _delivered_at(approval))
+    if approval["metadata"].get("deletionTimestamp"):
+        return _plan_terminating(observed, approval, run)
     if _is_decided(approval):
         return _plan_decided(observed, approval, run)
     return _plan_undecided(observed, approval, run)
@@ -209,6 +212,14 @@ def _plan_undecided(observed: Observed, approval: Json, run: Json) -> Plan:
         return Plan()
     left = (parse_timestamp(expires_at) - observed.now).total_seconds()
     return Plan(requeue_after=left) if left > 0 else Plan(_wake(observed, run))
+
+
+def _plan_terminating(observed: Observed, approval: Json, run: Json) -> Plan:
+    """L. As if it were undecided; and a finalizer, which may put off for ever that the run asks anew, is named."""
+    steps = _plan_undecided(observed, approval, run)
+    if not approval["metadata"].get("finalizers") or not waits_for(run, observed.key.name):
+        return steps
+    return replace(steps, actions=(WriteStatus(_terminating_status(approval, observed.now)), *steps.actions))
 
 
 def _wake(observed: Observed, run: Json) -> tuple[Action, ...]:
@@ -378,11 +389,39 @@ def _delivered_status(
     return status
 
 
+def sent_status(settled: Json, sent: Json, now: datetime) -> Json:
+    """Return the status of an object that was settled before it could be written that its decision was sent; `sent` is that."""
+    proven = [each for each in sent["conditions"] if each["type"] == ConditionType.PROVEN]
+    status = {**sent, **settled["status"]}
+    return _status({**settled, "status": status}, state_of(settled), proven, now)
+
+
 def undelivered_status(approval: Json, decision: contract.Decision, problem: str, now: datetime) -> Json:
     """Return the status of a decision that Temporal could not be told yet."""
     words = _said(decision.decision, decision.decided_by)
     message = f"{words} is not delivered yet and tried again. {problem}"
     return _status(approval, "Pending", [condition(ConditionType.READY, "False", Reason.PENDING, message)], now)
+
+
+def _terminating_status(approval: Json, now: datetime) -> Json:
+    kept_by = ", ".join(approval["metadata"]["finalizers"])
+    # In nobody's name: what proves it is looked at only to deliver it.
+    said = f"{approval['spec']['decision']} is not delivered: it" if _is_decided(approval) else "It"
+    message = f"{said} is being deleted, and its run asks anew once it is gone. Finalizers keep it ({kept_by})"
+    ready = condition(ConditionType.READY, "False", Reason.DELETING, f"{message}: {removal_of(approval)}")
+    return _status(approval, "Pending", [ready], now)
+
+
+def removal_of(approval: Json) -> str:
+    """Return the command that makes an AgentApproval go: to delete one that is being deleted does nothing to its finalizers."""
+    metadata = approval["metadata"]
+    where = f"agentapproval {metadata['name']} -n {metadata['namespace']}"
+    if not metadata.get("deletionTimestamp"):
+        return f"kubectl delete {where}"
+    return f"kubectl patch {where} --type merge -p '{_NO_FINALIZERS}'"
+
+
+_NO_FINALIZERS = '{"metadata":{"finalizers":null}}'
 
 
 def _run_ended_status(approval: Json, now: datetime) -> Json:
@@ -410,7 +449,11 @@ def settled_status(approval: Json, end: contract.ApprovalEnd, now: datetime) -> 
         acted_on = _said(str(end.decision), end.decided_by)
         message = f"{_words(approval)} was not used: the run had acted on {acted_on} already. {START_ANOTHER}"
         return _status(approval, "Expired", [condition(ConditionType.READY, "False", Reason.CONFLICTING, message)], now)
-    return _status(approval, end.state, [_settled(approval, end)], now)
+    status = _status(approval, end.state, [_settled(approval, end)], now)
+    if end.state == "Applied" and end.decided_by:
+        # Who sent the decision may have died before it wrote this.
+        status["decidedBy"] = end.decided_by
+    return status
 
 
 def _settled(approval: Json, end: contract.ApprovalEnd) -> Json:

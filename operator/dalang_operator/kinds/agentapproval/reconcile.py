@@ -22,11 +22,12 @@ from dalang_operator.kinds.agentapproval.plan import (
     WakeRun,
     needs_proof,
     plan,
+    sent_status,
     state_of,
     undelivered_status,
     waits_for,
 )
-from dalang_operator.kube.errors import NotFound
+from dalang_operator.kube.errors import Conflict, NotFound
 from dalang_operator.kube.events import tell_event
 from dalang_operator.kube.resources import (
     AGENT_APPROVALS,
@@ -36,6 +37,7 @@ from dalang_operator.kube.resources import (
     PatchBody,
     Resource,
     controller_uid,
+    key_of,
     uid_of,
 )
 from dalang_operator.kube.status import write_status
@@ -190,7 +192,7 @@ class ApprovalReconciler:
         except TemporalError as error:
             await self._write(approval, undelivered_status(approval, decision, str(error), now))
             raise
-        logger.info("AgentApproval %s: %s sent", decision.name, decision.decision)
+        logger.info("AgentApproval %s: %s sent", key_of(approval), decision.decision)
 
     async def _ask_again(self, key: ObjectKey, run: Json, workflow_id: str, now: datetime) -> None:
         seq = report_seq(run)
@@ -208,12 +210,22 @@ class ApprovalReconciler:
         except NotFound:
             self.cache.approvals.drop(approval)
             raise
+        except Conflict:
+            if status["state"] == "Delivered":
+                await self._write_late(approval, status)
+            raise
         if written is None:
             return
         if state_of(written) in SETTLED:
             self.cache.approvals.drop(written)
         else:
             self.cache.approvals.put(written)
+
+    async def _write_late(self, approval: Json, status: Json) -> None:
+        """Say when a decision was sent, and that it is proven, where the run was quicker to say what came of it."""
+        found = await self._read(AGENT_APPROVALS, key_of(approval))
+        if found is not None and uid_of(found) == uid_of(approval) and state_of(found) in SETTLED:
+            await write_status(self.kube, AGENT_APPROVALS, found, sent_status(found, status, self.now()), "controller")
 
     async def _delete(self, observed: Observed, run: Json, deletion: DeleteApproval) -> None:
         key = observed.key

@@ -1,11 +1,12 @@
 """AgentApprovals as reports make them: created once, never adopted from a stranger, told once what came of them."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from dalang_api.contract import ApprovalEnd, ApprovalRequest, RunReport, WorkflowTarget
+from dalang_api.contract import ApprovalEnd, ApprovalRequest, ApprovalTarget, RunReport, WorkflowTarget
 from dalang_operator.kube.errors import AlreadyExists, Conflict, NotFound, Unavailable
 from dalang_operator.kube.resources import Json, ObjectKey, Resource
 from dalang_operator.reporter.approvals import ApprovalWriter, NameTaken, make_approval
@@ -138,7 +139,35 @@ async def test_a_request_becomes_an_object_of_the_run() -> None:
     assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == ("uid-r1", True, False)
     [event] = kube.events
     assert (event["type"], event["reason"], event["regarding"]["uid"]) == ("Normal", "AwaitingApproval", "uid-r1")
-    assert "kubectl patch agentapproval r1-a -n shop --type merge" in event["note"]
+    assert event["note"].startswith("Charge? Decide with: kubectl patch agentapproval r1-a -n shop --type merge")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [{"kind": "Function", "name": "charge"}, {"kind": "MCP", "name": "charge", "server": "shop"}],
+    ids=lambda target: target["kind"],
+)
+async def test_the_object_says_what_the_call_would_run(target: Json) -> None:
+    request = REQUEST.model_copy(update={"target": ApprovalTarget.model_validate(target)})
+    kube = FakeKube()
+    first = await ask(writer(kube), request)
+    assert kube.objects["r1-a"]["spec"]["target"] == target
+    assert await ask(writer(kube), request) == first
+    del kube.objects["r1-a"]["spec"]["target"]
+    assert await ask(writer(kube), request) == first, "an operator from before there were targets made it"
+    for other in ({**target, "name": "greet"}, {**target, "server": "bank"}):
+        kube.objects["r1-a"]["spec"]["target"] = other
+        with pytest.raises(NameTaken):
+            await ask(writer(kube), request)
+    with pytest.raises(NameTaken):
+        await ask(writer(kube), REQUEST)
+
+
+async def test_the_event_says_what_is_behind_the_tool() -> None:
+    kube = FakeKube()
+    await ask(writer(kube), REQUEST.model_copy(update={"target": ApprovalTarget(kind="Function", name="charge")}))
+    [event] = kube.events
+    assert event["note"].startswith("Charge? Behind it: function charge. Decide with: kubectl patch agentapproval r1-a")
 
 
 async def test_a_retry_after_any_write_finds_what_is_there() -> None:
@@ -176,7 +205,6 @@ async def test_a_request_that_was_decided_meanwhile_is_still_the_same() -> None:
         ),
         pytest.param({"spec": {"digest": "sha256:1", "decision": "Approve"}}, True, id="another digest, decided"),
         pytest.param({"spec": {"workflowId": "x.shop.r1.uid"}}, True, id="another workflow"),
-        pytest.param({"metadata": {"deletionTimestamp": at()}}, True, id="about to go"),
         pytest.param({"metadata": {"ownerReferences": []}}, False, id="nobody's, thus not ours to write to"),
         pytest.param(
             {"metadata": {"ownerReferences": [{"uid": "uid-old", "controller": True}]}}, False, id="of an earlier run"
@@ -202,6 +230,16 @@ async def test_a_strangers_object_is_never_adopted(found: Json, says_so: bool) -
     made = await ask(write, REQUEST)
     assert made is not None
     assert made["r1-a"].startswith("made-")
+
+
+async def test_one_that_is_kept_from_going_is_not_adopted_and_no_delete_helps() -> None:
+    ours = make_approval(REQUEST, TARGET, ID)
+    metadata = {"uid": "ours", "resourceVersion": "1", "deletionTimestamp": at(), "finalizers": ["x.io/y"]}
+    kube = FakeKube({"r1-a": {**ours, "metadata": {**ours["metadata"], **metadata}, "status": {"state": "Pending"}}})
+    with pytest.raises(NameTaken, match=r"gone: kubectl patch agentapproval r1-a -n shop --type merge -p .*finalizers"):
+        await ask(writer(kube), REQUEST)
+    [ready] = kube.objects["r1-a"]["status"]["conditions"]
+    assert (ready["status"], ready["reason"]) == ("False", "UnknownRequest")
 
 
 @pytest.mark.parametrize(
@@ -274,8 +312,90 @@ async def test_what_came_of_it_is_written_and_logged_once(caplog: pytest.LogCapt
             await settle(write, decision="Approve", decided_by="ada")
     assert kube.calls == ["get r1-a", "status r1-a Applied"]
     [line] = [record for record in caplog.records if hasattr(record, "decided_by")]
-    said = {name: getattr(line, name) for name in ("run", "approval", "tool", "decision", "decided_by")}
-    assert said == {"run": "r1", "approval": "r1-a", "tool": "pay", "decision": "Approve", "decided_by": "ada"}
+    said = {name: getattr(line, name) for name in ("run", "approval", "tool", "target", "decision", "decided_by")}
+    assert said == {
+        "run": "r1",
+        "approval": "r1-a",
+        "tool": "pay",
+        "target": None,
+        "decision": "Approve",
+        "decided_by": "ada",
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        pytest.param(
+            {"decision": "Approve", "decided_by": "ada"},
+            "AgentApproval shop/r1-a: Applied Approve by ada; tool pay of AgentRun r1",
+            id="by a worker from before there were targets",
+        ),
+        pytest.param(
+            {"decision": "Approve", "decided_by": "ada", "target": ApprovalTarget(kind="Function", name="charge")},
+            "AgentApproval shop/r1-a: Applied Approve by ada; tool pay (function charge) of AgentRun r1",
+            id="with what is behind the tool",
+        ),
+        pytest.param(
+            {"decision": "Reject", "tool": None},
+            "AgentApproval shop/r1-a: Applied Reject by nobody; the answer of AgentRun r1",
+            id="an answer, rejected by nobody who is proven",
+        ),
+        pytest.param({"state": "Expired"}, "AgentApproval shop/r1-a: Expired; tool pay of AgentRun r1", id="expired"),
+        pytest.param(
+            {"target": ApprovalTarget(kind="MCP", name="a\nAgentApproval b", server="files")},
+            "AgentApproval shop/r1-a: Applied; tool pay (a\\nAgentApproval b of MCP server files) of AgentRun r1",
+            id="a server's tool whose name would be a line of its own",
+        ),
+    ],
+)
+async def test_the_line_of_the_log(fields: dict[str, Any], line: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        await settle(writer(FakeKube({"r1-a": approval()})), **fields)
+    assert caplog.messages == [line]
+
+
+@dataclass
+class Unwritable(FakeKube):
+    """An API server that goes away before a status is written."""
+
+    async def patch(
+        self, resource: Resource, namespace: str, name: str, body: Json, subresource: str | None = None
+    ) -> Json:
+        raise Unavailable("away")
+
+
+@pytest.mark.parametrize(
+    "kube",
+    [
+        pytest.param(FakeKube(), id="somebody deleted it while the call was made"),
+        pytest.param(FakeKube({"r1-a": approval(metadata={"uid": "new"})}), id="and it was made anew"),
+        pytest.param(
+            FakeKube({"r1-a": approval(metadata={"uid": "new"}, status={"state": "Expired"})}),
+            id="and that is settled",
+        ),
+        pytest.param(
+            FakeKube({"r1-a": approval(metadata={"ownerReferences": [{"uid": "uid-old", "controller": True}]})}),
+            id="another run's is in its place",
+        ),
+        pytest.param(Unwritable({"r1-a": approval()}), id="it cannot be written"),
+    ],
+)
+async def test_what_the_run_acted_on_is_logged_once_whatever_becomes_of_the_object(
+    kube: FakeKube, caplog: pytest.LogCaptureFixture
+) -> None:
+    write = writer(kube)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            with suppress(Unavailable):
+                await settle(write, decision="Approve", decided_by="ada")
+    assert caplog.messages == ["AgentApproval shop/r1-a: Applied Approve by ada; tool pay of AgentRun r1"]
+
+
+async def test_what_another_process_has_written_it_has_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        await settle(writer(FakeKube({"r1-a": approval(status={"state": "Applied"})})), decision="Approve")
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
@@ -313,14 +433,6 @@ async def test_what_was_not_there_yet_is_told_by_the_next_report() -> None:
     await settle(write)
     await settle(write)
     assert kube.calls == ["get r1-a", "get r1-a", "status r1-a Applied"]
-
-
-async def test_the_log_says_nothing_of_an_object_that_was_not_decided(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        await settle(
-            writer(FakeKube({"r1-a": approval(metadata={"uid": "new"})})), decision="Approve", decided_by="ada"
-        )
-    assert caplog.records == []
 
 
 async def test_a_cached_approval_saves_the_read_and_is_not_believed() -> None:

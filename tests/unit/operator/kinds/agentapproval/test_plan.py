@@ -49,6 +49,8 @@ WAKE = ("wake", "default")
 ASK = ("ask again", ID)
 SIGNAL = ("signal", "Approve")
 VETO = ("signal", "Reject")
+KEPT = {"deletionTimestamp": at(), "finalizers": ["x.io/y", "z"]}
+DELETING = ("status", "Pending", "Deleting")
 RUN_ENDED = ("status", "Expired", "RunEnded")
 DELIVERED = ("status", "Delivered", "Delivered")
 
@@ -245,6 +247,26 @@ def listed(count: int) -> Json:
             for state in ("Applied", "Expired", "Superseded")
         ),
         pytest.param(observed(approved(metadata={"deletionTimestamp": at()})), [], id="it is being deleted"),
+        pytest.param(observed(approval(metadata=KEPT)), [DELETING], id="and a finalizer keeps it"),
+        pytest.param(observed(approved(metadata=KEPT)), [DELETING], id="decided: nothing is delivered"),
+        pytest.param(observed(rejected(metadata=KEPT), proof=MISSING), [DELETING], id="nor is a veto"),
+        pytest.param(
+            observed(approval(expiresAt=at(), metadata=KEPT)),
+            [DELETING, WAKE],
+            id="kept and expired: a worker is needed for the time-out",
+        ),
+        pytest.param(observed(approval(metadata=KEPT), started_run()), [ASK], id="kept, and the run has gone on"),
+        pytest.param(observed(approval(metadata=KEPT), finished_run()), [RUN_ENDED], id="kept, and the run has ended"),
+        pytest.param(
+            observed(approval(metadata=KEPT), awaiting_run("r1", "r1-a", metadata={"deletionTimestamp": at()})),
+            [],
+            id="kept, and the run is being deleted",
+        ),
+        pytest.param(
+            observed(delivered(timedelta(minutes=1), metadata=KEPT)),
+            [ASK, WAKE],
+            id="kept, and delivered before: the run tells what came of it",
+        ),
         pytest.param(observed(None), [ASK, WAKE], id="deleted while the run waits for it"),
         pytest.param(observed(None, None), [], id="deleted with its run"),
         pytest.param(observed(None, finished_run()), [], id="deleted after its run ended"),
@@ -379,6 +401,25 @@ def test_an_unproven_decision_says_which_command_mends_it_and_goes_on_when_it_ha
     assert status_after(observed(obj))["state"] == "Delivered"
 
 
+@pytest.mark.parametrize(
+    ("obj", "said"),
+    [
+        pytest.param(approval(metadata=KEPT), "It is being deleted", id="undecided"),
+        pytest.param(
+            approved(metadata=KEPT), "Approve is not delivered: it is being deleted", id="decided all the same"
+        ),
+    ],
+)
+def test_one_that_is_kept_from_going_says_what_keeps_it_and_which_command_lets_it_go(obj: Json, said: str) -> None:
+    [ready] = status_after(observed(obj))["conditions"]
+    assert ready["message"] == (
+        f"{said}, and its run asks anew once it is gone. Finalizers keep it (x.io/y, z): "
+        """kubectl patch agentapproval r1-a -n shop --type merge -p '{"metadata":{"finalizers":null}}'"""
+    )
+    later = {**obj, "status": status_after(observed(obj))}
+    assert status_after(observed(later)) == later["status"], "nothing is written twice"
+
+
 def test_temporal_away_is_said() -> None:
     status = undelivered_status(approved(), decision_of(approved()), "Temporal cannot be reached", NOW)
     assert status["state"] == "Pending"
@@ -490,6 +531,19 @@ def test_what_the_run_says_of_it(obj: Json, told: ApprovalEnd, state: str, expec
     assert (ready["status"], ready["reason"]) == expected[:2]
     assert expected[2] in ready["message"]
     assert plan(observed(obj | {"status": status})) == Plan(), "a duplicate comes to nothing"
+
+
+@pytest.mark.parametrize(
+    ("obj", "told", "name"),
+    [
+        pytest.param(approved(), end("Applied", "Approve", "ada"), "ada", id="who sent it died before it wrote that"),
+        pytest.param(approved(), end("Applied", "Approve"), None, id="the run was told of nobody"),
+        pytest.param(approved(), end("Applied", "Reject", "bob"), None, id="the run acted on another decision"),
+        pytest.param(approved(), end("Expired"), None, id="the run did not act on it"),
+    ],
+)
+def test_who_decided_is_who_the_run_was_told_of(obj: Json, told: ApprovalEnd, name: str | None) -> None:
+    assert settled_status(obj, told, NOW).get("decidedBy") == name
 
 
 def test_the_proof_is_compared_with_the_objects_own_time() -> None:

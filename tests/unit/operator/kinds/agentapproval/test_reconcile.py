@@ -194,6 +194,20 @@ async def test_an_operator_that_was_restarted_after_the_delivery_wakes_the_pool(
     assert world.temporal.signals == []
 
 
+async def test_a_run_that_was_quicker_than_the_word_that_it_was_told_says_both() -> None:
+    world = World()
+    world.has_run(awaiting_run("r1", "r1-a"))
+    world.has(approved())
+    applied = {"type": "Ready", "status": "True", "reason": "Applied", "message": "The run acted on it: Approve by ada"}
+    settled = {"state": "Applied", "decidedBy": "ada", "conditions": [applied]}
+    world.kube.add("agentapprovals", approved(metadata={"resourceVersion": "11"}, status=settled))
+    with pytest.raises(Conflict):
+        await world.reconcile()
+    assert (world.status["state"], world.status["decidedBy"], world.status["deliveredAt"]) == ("Applied", "ada", at())
+    proven, ready = world.status["conditions"]
+    assert (proven["type"], proven["status"], ready) == ("Proven", "True", applied)
+
+
 async def test_temporal_away_is_told_once_and_tried_again() -> None:
     world = World()
     world.has_run(awaiting_run("r1", "r1-a"))
