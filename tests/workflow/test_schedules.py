@@ -19,6 +19,7 @@ from dalang_operator.kinds.config_maps import RecentConfigMaps
 from dalang_operator.kube.errors import Forbidden, Invalid, QuotaExceeded, Unavailable
 from dalang_operator.kube.resources import AGENT_RUNS, AGENT_SCHEDULES, Json, ObjectKey, Resource, key_of
 from dalang_operator.reporter.triggers import TriggerRun
+from dalang_operator.temporal.errors import TemporalUnavailable
 from temporalio.client import Client, WorkflowHistory
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
@@ -376,14 +377,122 @@ async def test_a_trigger_is_carried_out_once_though_the_operator_dies_before_it_
         office.annotate(trigger="now")
         await office.reconciler.reconcile(KEY)
         await eventually(office.active)
+        [order] = office.status()["orders"]
         for _ in range(2):
-            office.cluster.put(AGENT_SCHEDULES, {**office.object(), "status": before})
+            noted = {**before, "orders": [{**order, "pending": True}]}
+            office.cluster.put(AGENT_SCHEDULES, {**office.object(), "status": noted})
             office.restart()
             await office.reconciler.reconcile(KEY)
         office.annotate(trigger="again")
         await office.reconciler.reconcile(KEY)
         await eventually(lambda: len(office.active()) == 2)
         assert len(await office.firings()) == 2
+
+
+async def test_a_value_that_comes_again_creates_a_run_again(office: Office) -> None:
+    async with office.working():
+        office.apply(SELDOM)
+        await eventually(lambda: office.has("Scheduled"))
+        for count, value in enumerate(("a", "b", "a"), start=1):
+            office.annotate(trigger=value)
+            await eventually(lambda count=count: len(office.active()) == count)  # type: ignore[misc]
+            await eventually(lambda value=value: office.status().get("trigger") == value)  # type: ignore[misc]
+    assert [each["value"] for each in office.status()["orders"]] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["after it told Temporal", "before"])
+async def test_a_trigger_is_carried_out_once_though_the_operator_dies_and_temporal_forgets(
+    office: Office, is_told: bool
+) -> None:
+    trigger, requests = office.schedules.trigger, list[str]()
+
+    async def dies(id_: str, scheduled_at: datetime, request_id: str) -> None:
+        requests.append(request_id)
+        if is_told:
+            await trigger(id_, scheduled_at, request_id)
+        raise TemporalUnavailable("the operator dies")
+
+    async with office.reporter():
+        office.apply(SELDOM)
+        await office.reconciler.reconcile(KEY)
+        office.annotate(trigger="now")
+        office.schedules.trigger = dies  # type: ignore[method-assign]
+        with pytest.raises(TemporalUnavailable):
+            await office.reconciler.reconcile(KEY)
+        assert "trigger" not in office.status()
+        if is_told:
+            [first] = await eventually(office.active)
+            office.cluster.finish(first)
+            office.cluster.remove(AGENT_RUNS, first)
+
+        async def forgotten(id_: str, scheduled_at: datetime, request_id: str) -> None:
+            await trigger(id_, scheduled_at, f"{request_id} forgotten")
+
+        office.schedules.trigger = forgotten  # type: ignore[method-assign]
+        office.restart()
+        await office.reconciler.reconcile(KEY)
+        assert office.status()["trigger"] == "now"
+        assert len(await eventually(lambda: office.firings(None))) == 1
+        if not is_told:
+            await eventually(office.active)
+    assert len(requests) == 1
+
+
+async def test_a_trigger_finds_a_second_though_each_is_a_time(office: Office) -> None:
+    async with office.working():
+        office.apply(EVERY_SECOND, concurrencyPolicy="Allow")
+        await eventually(lambda: len(office.runs()) >= 2)
+        made = datetime.fromisoformat(office.object()["metadata"]["creationTimestamp"])
+
+        def triggered() -> list[datetime]:
+            return [each for each in times_of(office.runs()) if each < made]
+
+        for count in (1, 2):
+            office.annotate(trigger=str(count))
+            await eventually(lambda count=count: len(triggered()) == count)  # type: ignore[misc]
+        assert triggered() == [made - timedelta(seconds=2), made - timedelta(seconds=1)]
+
+
+async def test_no_run_is_created_once_the_schedule_is_suspended_whatever_was_due(office: Office) -> None:
+    """The reporter is away, times come due, the brake is pulled; what is ordered by hand goes on."""
+    async with office.controller():
+        office.apply(EVERY_SECOND, concurrencyPolicy="Allow", pauseOnFailure=True)
+        await eventually(lambda: office.has("Scheduled"))
+        since = datetime.now(UTC)
+        fired = await eventually(lambda: _fired(office, 3))
+        office.apply(EVERY_SECOND, concurrencyPolicy="Allow", pauseOnFailure=True, suspend=True)
+        office.annotate(trigger="now")
+        await eventually(lambda: office.status().get("trigger") == "now")
+        async with office.reporter():
+
+            async def all_ended() -> bool:
+                return len(await office.firings("Completed")) >= len(fired)
+
+            await eventually(all_ended)
+            [run] = await eventually(office.active)
+            assert times_of(office.runs())[0] < since
+            assert office.has("Suspended")
+            office.cluster.finish(run)
+            # What the brake has dropped may be backfilled.
+            _, dropped = contract.parse_trigger_id(fired[0])
+            office.annotate(trigger="now", backfill=f"{dropped.isoformat()}/{dropped.isoformat()}")
+            await eventually(office.active)
+    assert office.cluster.events == []
+
+
+async def _fired(office: Office, count: int) -> list[str]:
+    found = await office.firings()
+    return found if len(found) >= count else []
+
+
+async def test_a_triggered_run_that_is_cancelled_pauses_the_schedule(office: Office) -> None:
+    async with office.working():
+        office.apply(SELDOM, pauseOnFailure=True)
+        await eventually(lambda: office.has("Scheduled"))
+        office.annotate(trigger="now")
+        [name] = await eventually(office.active)
+        office.cluster.finish(name, "Cancelled", "Cancelled")
+        await eventually(lambda: office.has("PausedOnFailure"))
 
 
 async def test_a_backfill_creates_the_runs_of_its_times_one_after_another_and_once(office: Office) -> None:

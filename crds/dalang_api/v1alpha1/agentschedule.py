@@ -245,9 +245,11 @@ class AgentScheduleSpec(ApiModel):
     catch_up_window: Duration | None = None
     """How late a run may be created when Temporal was away at its time, at least 10s. Default: 1h."""
     pause_on_failure: bool | None = None
-    """Whether a run that fails pauses the schedule until its spec is changed. Default: false."""
+    """Whether a run that fails, or is cancelled other than by Replace, pauses the schedule until its spec is changed. Default:
+    false."""
     suspend: bool | None = None
-    """Set it to true to create no runs for now. Times that pass meanwhile have none. Default: false."""
+    """Set it to true to create no runs for now, but for those that annotations ask for. Times that pass meanwhile have none,
+    nor have earlier ones whose run is not created yet. Default: false."""
     run_history: RunHistory | None = None
     """How many finished runs are kept."""
 
@@ -270,6 +272,23 @@ class RecentRun(ActiveRun):
     """Why, in one word: the reason of its condition `Succeeded`."""
     finished_at: Timestamp | None = None
     """When it ended."""
+
+
+class Order(ApiModel):
+    """What an annotation asked for. It is written down before it is carried out, so that it is carried out once."""
+
+    annotation: Literal["trigger", "backfill"]
+    """The annotation, without its prefix."""
+    value: Annotated[str, Field(max_length=253)]
+    """The annotation's value, or its digest where it is longer."""
+    ordered_at: Timestamp
+    """When it was written down."""
+    begin: Timestamp
+    """The time of the triggered run, or the first time of the backfill."""
+    end: Timestamp
+    """Likewise, or the last time of the backfill."""
+    pending: bool | None = None
+    """Whether it has yet to be carried out."""
 
 
 class TemporalSchedule(ApiModel):
@@ -305,6 +324,9 @@ class AgentScheduleStatus(ApiModel):
     """The value of annotation `dalang.dev/trigger` that was carried out last."""
     backfill: Annotated[str, Field(max_length=253)] | None = None
     """The value of annotation `dalang.dev/backfill` that was carried out last."""
+    orders: Annotated[list[Order], Field(max_length=20, json_schema_extra=LIST_ATOMIC)] | None = None
+    """What annotations asked for lately, at most twenty, the newest last. While the schedule is suspended only their times have
+    runs."""
     temporal: TemporalSchedule | None = None
     """The Temporal Schedule that tells the time."""
 

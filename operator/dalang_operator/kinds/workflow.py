@@ -37,3 +37,5 @@ class WorkflowView:
     """Of one that has ended: its last report, where it left one."""
     session: SessionReport | None = None
     """Likewise, of a session's."""
+    is_cancelled: bool = False
+    """Of an open one: whether it was asked to end by itself."""

@@ -29,6 +29,8 @@ from temporalio import activity, workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError
 
+from dalang_operator.kinds.agentschedule.desired import is_suspended
+from dalang_operator.kinds.agentschedule.orders import is_ordered
 from dalang_operator.kinds.agentschedule.plan import TRIGGER
 from dalang_operator.kinds.agentschedule.runs import (
     DRY_RUN_AT,
@@ -137,7 +139,7 @@ class RunCreator:
         """Create the run of the calling workflow's time, if it is not there; returns which it is.
 
         Where the AgentSchedule is gone, its schedule in Temporal is deleted instead: this is the first to notice when
-        no controller did.
+        no controller did. Likewise where it is suspended: only what was ordered by hand has its run.
 
         Raises:
             ApplicationError: The API server or Temporal refused or did not answer; Temporal tries again.
@@ -192,6 +194,8 @@ class RunCreator:
             return CreatedRun()
         body = make_run(schedule, scheduled_at)
         earlier = _note_attempt(lasting_digest(body["spec"]))
+        if is_suspended(schedule) and not is_ordered(schedule, scheduled_at):
+            return await self._known(schedule, key_of(body), earlier)
         try:
             run = await self.kube.create(AGENT_RUNS, target.namespace, body)
         except (AlreadyExists, Invalid, Forbidden) as error:
@@ -219,6 +223,14 @@ class RunCreator:
             return await self.kube.get(AGENT_RUNS, key.namespace, key.name)
         except NotFound:
             return None
+
+    async def _known(self, schedule: Json, key: ObjectKey, earlier: frozenset[str]) -> CreatedRun:
+        """Create nothing; but an earlier attempt may have, before the schedule was suspended."""
+        found = await self._find(key)
+        if found is not None and await self._strangeness(schedule, found, earlier) is None:
+            return CreatedRun(run=_identity(found))
+        logger.info("AgentRun %s is not created: its schedule is suspended", key)
+        return CreatedRun()
 
     async def _adopt(self, schedule: Json, found: Json, scheduled_at: datetime, earlier: frozenset[str]) -> CreatedRun:
         """An earlier attempt has created it; or somebody else has, who knows the name and can write any owner."""

@@ -25,13 +25,7 @@ from dalang_operator.kube.resources import AGENT_SCHEDULES, ObjectKey, uid_of
 from dalang_operator.runtime.cache import Cache
 from dalang_operator.runtime.metrics import SWEEP_FINDINGS
 from dalang_operator.temporal.schedules import Schedules
-from dalang_operator.temporal.sweep import (
-    INTERVAL,
-    ORPHANS_MAX_COUNT,
-    ORPHANS_MAX_SHARE,
-    SECOND_LOOK_AFTER,
-    RunPort,
-)
+from dalang_operator.temporal.sweep import INTERVAL, SECOND_LOOK_AFTER, RunPort, share_of_orphans
 from dalang_operator.temporal.workflows import Workflows
 
 logger = logging.getLogger(__name__)
@@ -105,16 +99,7 @@ class ScheduleSweep:
         self.suspects = {id_: self.suspects.get(id_, begin) for id_ in unknown}
         ripe = sorted(id_ for id_ in unknown if begin - self.suspects[id_] >= patience)
         orphans = [id_ for id_ in ripe if await self._has_no_object(id_)]
-        if len(orphans) > max(ORPHANS_MAX_COUNT, ORPHANS_MAX_SHARE * len(known)):
-            SWEEP_FINDINGS.labels("orphans_refused").inc(len(orphans))
-            logger.error(
-                "%d of %d schedules in Temporal have no AgentSchedule: too many to believe; none is deleted. "
-                "Delete them in Temporal if they are truly not wanted",
-                len(orphans),
-                len(known),
-            )
-            return
-        for id_ in orphans:
+        for id_ in share_of_orphans(orphans, len(known | firing), "schedules"):
             SWEEP_FINDINGS.labels("orphan").inc()
             await self.schedules.remove(id_, "its AgentSchedule is gone")
             del self.suspects[id_]

@@ -38,7 +38,31 @@ SECOND_LOOK_AFTER = 2
 """In sweeps."""
 ORPHANS_MAX_SHARE = 0.2
 ORPHANS_MAX_COUNT = 10
-"""More orphans at once than a fifth of the open workflows, and more than ten, are more likely our mistake than theirs."""
+"""More orphans at once than a fifth of what is open, and more than ten, may be our mistake: the rest waits for the next look."""
+
+
+def share_of_orphans(orphans: list[str], open_count: int, what: str) -> list[str]:
+    """Return those that may be stopped at this look, and say how many are left for the next ones.
+
+    Args:
+        orphans: Ids of all that have no object.
+        open_count: How many there are in Temporal, with and without object.
+        what: What they are, for the log.
+    """
+    share = orphans[: max(ORPHANS_MAX_COUNT, int(ORPHANS_MAX_SHARE * open_count))]
+    left = len(orphans) - len(share)
+    if left:
+        SWEEP_FINDINGS.labels("orphans_left").inc(left)
+        logger.error(
+            "%d of %d %s have no object: %d are stopped now, %d at the next looks. "
+            "If that is a mistake, stop the operator and see to which cluster and Temporal namespace it belongs",
+            len(orphans),
+            open_count,
+            what,
+            len(share),
+            left,
+        )
+    return share
 
 
 class RunPort(Protocol):
@@ -174,16 +198,7 @@ class Sweep:
 
     async def _stop_orphans(self, ripe: list[ListedWorkflow], open_count: int) -> None:
         orphans = [listed.workflow_id for listed in ripe if await self._has_no_object(listed)]
-        if len(orphans) > max(ORPHANS_MAX_COUNT, ORPHANS_MAX_SHARE * open_count):
-            SWEEP_FINDINGS.labels("orphans_refused").inc(len(orphans))
-            logger.error(
-                "%d of %d open workflows have no AgentRun or AgentSession: too many to believe; none is stopped. "
-                "Terminate them in Temporal if they are truly not wanted",
-                len(orphans),
-                open_count,
-            )
-            return
-        for workflow_id in orphans:
+        for workflow_id in share_of_orphans(orphans, open_count, "open workflows"):
             SWEEP_FINDINGS.labels("orphan").inc()
             await self.workflows.terminate(workflow_id, "its object is gone")
             del self.suspects[workflow_id]

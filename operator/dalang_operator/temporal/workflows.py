@@ -156,7 +156,11 @@ class Workflows:
         except WorkflowNotFound:
             return WorkflowView(WorkflowState.MISSING)
         info = response.workflow_execution_info
-        view = WorkflowView(_STATES.get(info.status, WorkflowState.OPEN), info.execution.run_id)
+        view = WorkflowView(
+            _STATES.get(info.status, WorkflowState.OPEN),
+            info.execution.run_id,
+            is_cancelled=response.workflow_extended_info.cancel_requested,
+        )
         return await self._ended(workflow_id, view) if view.state.is_closed else view
 
     async def _ended(self, workflow_id: str, view: WorkflowView) -> WorkflowView:

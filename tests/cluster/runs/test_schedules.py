@@ -265,6 +265,27 @@ def test_a_schedule_that_was_deleted_while_the_operator_was_away_is_swept(annex:
     assert stopped.is_in_temporal()
 
 
+def test_a_schedule_that_is_suspended_while_the_operator_is_away_creates_no_run(
+    annex: "Shop", neighbour: "System"
+) -> None:
+    schedule = make(annex, "braked", OFTEN, concurrencyPolicy="Allow")
+    schedule.run()
+    neighbour.signal("operator", signal.SIGSTOP)
+    names = schedule.names()
+    neighbour.wait_for("three times come due", lambda: len(schedule.firings("Running")) >= len(names) + 3)
+    schedule.patch(suspend=True)
+    killed = neighbour.kill("operator")
+    neighbour.wait_for("it is back", lambda: neighbour.is_back("operator", killed))
+    schedule.waits("Suspended")
+    neighbour.wait_for("what was due has ended", lambda: len(schedule.firings("Running")) == len(names))
+    assert schedule.names() == names
+    assert len(schedule.firings("Completed")) >= 3
+    schedule.annotate(trigger="now")
+    neighbour.wait_for("what is ordered has its run", lambda: len(schedule.names()) == len(names) + 1)
+    assert schedule.status["orders"][-1]["value"] == "now"
+    schedule.delete()
+
+
 def test_changes_by_hand_in_temporal_are_put_back(annex: "Shop", neighbour: "System") -> None:
     schedule = make(annex, "drifting", SELDOM)
     schedule.waits("Scheduled")

@@ -6,6 +6,7 @@ B  new or changed        any                         create or update it; then p
 C  template refused      any                         pause it, say why
 D  times refused         any                         likewise, with Temporal's words
 E  as Temporal has it    as it was written           orders of annotations, old runs, status
+   as Temporal has it    as it was written           an order that is new: note it; then plan anew
 F  as Temporal has it    changed there by hand       put it back, with an Event
 G  as Temporal has it    deleted there by hand       create it again, with an Event
    as Temporal has it    as it was written           where a ResourceQuota is full: also say so, and look again
@@ -13,8 +14,9 @@ H  `pauseOnFailure`      paused by a run's failure   say so; it goes on when the
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from dalang_api.contract import schedule_id
@@ -30,6 +32,7 @@ from dalang_operator.kinds.agentschedule.desired import (
     pauses_on_failure,
     policy_of,
 )
+from dalang_operator.kinds.agentschedule.orders import Order, OrderName, carried_out, orders_of
 from dalang_operator.kinds.agentschedule.runs import firing_of
 from dalang_operator.kinds.agentschedule.status import SETTLED_REASONS, refused_status, settled_status
 from dalang_operator.kube.resources import Json, ObjectKey, key_of, uid_of
@@ -50,6 +53,9 @@ QUOTA_SECONDS = 30.0
 """When a full ResourceQuota is looked at again; firings try by themselves."""
 AFTER_TIME = timedelta(seconds=1)
 """How long after the next time the status is brought up to date."""
+TRIGGER_REACH = timedelta(minutes=1)
+"""How far back a second is looked for that no other run has."""
+_SECOND = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
@@ -106,16 +112,33 @@ class PauseSchedule:
 
 
 @dataclass(frozen=True)
+class NoteTrigger:
+    """Choose the time of a triggered run and write it into the status. Afterwards plan again with what that says."""
+
+    value: str
+
+
+@dataclass(frozen=True)
+class NoteBackfill:
+    """Write the times of a backfill into the status, if they are not too many; likewise."""
+
+    value: str
+    begin: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
 class TriggerRun:
-    """Fire now, whatever runs; Temporal takes a request of the same id once."""
+    """Fire in the name of that time, whatever runs; Temporal takes a request of the same id once, as long as it knows."""
 
     id: str
+    scheduled_at: datetime
     request_id: str
 
 
 @dataclass(frozen=True)
 class BackfillRuns:
-    """Fire for the times from `begin` to `end`, both included, if they are not too many; likewise once."""
+    """Fire for the times from `begin` to `end`, both included; likewise once."""
 
     id: str
     begin: datetime
@@ -143,8 +166,17 @@ class TellEvent:
     note: str
 
 
+Note = NoteTrigger | NoteBackfill
 Action = (
-    RemoveSchedule | ApplySchedule | PauseSchedule | TriggerRun | BackfillRuns | DeleteRun | TellEvent | WriteStatus
+    RemoveSchedule
+    | ApplySchedule
+    | PauseSchedule
+    | Note
+    | TriggerRun
+    | BackfillRuns
+    | DeleteRun
+    | TellEvent
+    | WriteStatus
 )
 
 
@@ -158,11 +190,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Orders:
-    """What the annotations ask for that was not carried out yet."""
+    """What is to be carried out of what the annotations ask for."""
 
     actions: tuple[Action, ...] = ()
     recorded: Json = field(default_factory=dict)
     """For the status, so that it is not done again."""
+    is_more_asked: bool = False
+    """Whether an annotation has another value by now than the one that is carried out."""
 
 
 def plan(observed: Observed) -> Plan:
@@ -218,6 +252,9 @@ def _plan_refused(observed: Observed, schedule: Json, reason: Reason, words: str
 
 
 def _plan_settled(observed: Observed, schedule: Json, view: ScheduleView) -> Plan:
+    note = _new_order(observed, schedule)
+    if note is not None:
+        return Plan((note,))
     orders = _orders(observed, schedule)
     surplus = surplus_runs(schedule, observed.finished or ())
     deletions = tuple(
@@ -236,7 +273,7 @@ def _plan_settled(observed: Observed, schedule: Json, view: ScheduleView) -> Pla
         problem=backfill_problem(schedule["metadata"].get("annotations", {}).get(BACKFILL, "")),
         now=observed.now,
     )
-    requeue_after = _requeue_after(observed, status)
+    requeue_after = SOON_SECONDS if orders.is_more_asked else _requeue_after(observed, status)
     return Plan((*orders.actions, *deletions, WriteStatus(status)), requeue_after)
 
 
@@ -280,31 +317,65 @@ def _event_name(schedule: Json, what: str) -> str:
 # ── Orders by annotation ───────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _new_order(observed: Observed, schedule: Json) -> Note | None:
+    """Return an order that is to be written down before anything is done about it, or None."""
+    if value := _asked(schedule, "trigger"):
+        return NoteTrigger(recorded_value(value))
+    value = _asked(schedule, "backfill")
+    if value is None or _refusal(observed, value):
+        return None
+    return NoteBackfill(recorded_value(value), *_period(value))
+
+
+def _asked(schedule: Json, name: OrderName) -> str | None:
+    """Return an annotation's value that is neither carried out nor to wait for an earlier one; an empty one asks nothing."""
+    value = _annotation(schedule, name)
+    is_begun = any(order.name == name and order.is_pending for order in orders_of(schedule))
+    return None if not value or is_begun or _is_carried_out(schedule, name, value) else value
+
+
+def _annotation(schedule: Json, name: OrderName) -> str:
+    value: str = schedule["metadata"].get("annotations", {}).get({"trigger": TRIGGER, "backfill": BACKFILL}[name], "")
+    return value
+
+
+def _is_carried_out(schedule: Json, name: OrderName, value: str) -> bool:
+    return bool(recorded_value(value) == schedule.get("status", {}).get(name))
+
+
 def _orders(observed: Observed, schedule: Json) -> Orders:
-    annotations: dict[str, str] = schedule["metadata"].get("annotations", {})
-    status = schedule.get("status", {})
-    actions: list[Action] = []
-    recorded: Json = {}
-    trigger, backfill = annotations.get(TRIGGER, ""), annotations.get(BACKFILL, "")
-    if trigger and recorded_value(trigger) != status.get("trigger"):
-        recorded["trigger"] = recorded_value(trigger)
-        actions.append(TriggerRun(_id(observed, schedule), _request_id(schedule, TRIGGER, trigger)))
-    if backfill and recorded_value(backfill) != status.get("backfill"):
-        recorded["backfill"] = recorded_value(backfill)
-        actions.append(_plan_backfill(observed, schedule, backfill))
-    return Orders(tuple(actions), recorded)
+    pending = [order for order in orders_of(schedule) if order.is_pending]
+    actions = [_carry_out(observed, schedule, order) for order in pending]
+    recorded = carried_out(schedule)
+    value = _asked(schedule, "backfill")
+    problem = _refusal(observed, value) if value else None
+    if value and problem:
+        actions.append(refused_backfill(schedule, value, problem))
+        recorded["backfill"] = recorded_value(value)
+    is_more_asked = any(_annotation(schedule, each.name) not in {"", each.value} for each in pending)
+    return Orders(tuple(actions), recorded, is_more_asked)
 
 
-def _plan_backfill(observed: Observed, schedule: Json, value: str) -> Action:
-    if problem := backfill_problem(value):
-        return refused_backfill(schedule, value, problem)
-    begin, end = _period(value)
-    if end > observed.now:
-        words = f"Annotation {BACKFILL}: the second time has not come yet; a backfill is for times that have passed"
-        return refused_backfill(schedule, value, words)
+def _carry_out(observed: Observed, schedule: Json, order: Order) -> Action:
+    id_, request_id = _id(observed, schedule), _request_id(schedule, order.name, order.value, _times(order))
+    if order.name == "trigger":
+        return TriggerRun(id_, order.begin, request_id)
     # Forbid would create one run of them all: so they are created one after another, whatever the policy else.
     policy: PolicyName = "Allow" if policy_of(schedule) == "Allow" else "QueueAll"
-    return BackfillRuns(_id(observed, schedule), begin, end, policy, _request_id(schedule, BACKFILL, value))
+    return BackfillRuns(id_, order.begin, order.end, policy, request_id)
+
+
+def _times(order: Order) -> str:
+    return "/".join(each.isoformat() for each in (order.ordered_at, order.begin, order.end))
+
+
+def _refusal(observed: Observed, value: str) -> str | None:
+    """Return why a backfill is refused before its times are counted, or None."""
+    if problem := backfill_problem(value):
+        return problem
+    if _period(value)[1] > observed.now:
+        return f"Annotation {BACKFILL}: the second time has not come yet; a backfill is for times that have passed"
+    return None
 
 
 def refused_backfill(schedule: Json, value: str, problem: str) -> TellEvent:
@@ -337,7 +408,9 @@ def _period(value: str) -> tuple[datetime, datetime]:
     begin, end = (parse_timestamp(part.strip()) for part in value.split("/"))
     if begin.tzinfo is None or end.tzinfo is None:
         raise ValueError("no time zone")
-    return begin, end
+    is_whole = begin.microsecond == 0
+    begin = begin if is_whole else begin.replace(microsecond=0) + _SECOND  # times are whole seconds
+    return begin.astimezone(UTC), end.astimezone(UTC).replace(microsecond=0)
 
 
 def recorded_value(value: str) -> str:
@@ -347,23 +420,29 @@ def recorded_value(value: str) -> str:
     return f"sha256:{hashlib.sha256(value.encode()).hexdigest()}"
 
 
-def _request_id(schedule: Json, annotation: str, value: str) -> str:
-    return hashlib.sha256("\0".join((uid_of(schedule), annotation, value)).encode()).hexdigest()
+def _request_id(schedule: Json, *parts: str) -> str:
+    return hashlib.sha256("\0".join((uid_of(schedule), *parts)).encode()).hexdigest()
 
 
-def free_second(observed: Observed, taken: set[datetime]) -> datetime:
-    """Return the last full second that is free: two runs of the same second would have one name.
+def seconds_for_a_run(observed: Observed, schedule: Json, times: set[datetime]) -> Iterator[datetime]:
+    """Yield full seconds that a triggered run may be named by, without end: two runs of one second would have one name.
 
     Args:
         observed: Knows the runs there are.
-        taken: Times of the schedule, and of other triggers.
+        schedule: Knows the orders of before.
+        times: Of the schedule, within the last `TRIGGER_REACH`.
     """
     found = map(firing_of, (*observed.active, *(observed.finished or ())))
-    taken = taken | {each[1].scheduled_at for each in found if each is not None}
-    second = observed.now.replace(microsecond=0) - timedelta(seconds=1)
-    while second in taken:
-        second -= timedelta(seconds=1)
-    return second
+    triggers = [order.begin for order in orders_of(schedule) if order.name == "trigger"]
+    taken = times | set(triggers) | {each[1].scheduled_at for each in found if each is not None}
+    last = observed.now.replace(microsecond=0) - _SECOND
+    recent = (last - number * _SECOND for number in range(TRIGGER_REACH // _SECOND - 1))
+    yield from (second for second in recent if second not in taken)
+    # It has a time in each second: only before it was made there are some without a run.
+    second = min(parse_timestamp(schedule["metadata"]["creationTimestamp"]), last, *triggers)
+    while True:
+        second -= _SECOND
+        yield second
 
 
 # ── Old runs ───────────────────────────────────────────────────────────────────────────────────────────────────────

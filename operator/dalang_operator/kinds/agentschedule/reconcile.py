@@ -24,24 +24,27 @@ from dalang_operator.kinds.agentschedule.desired import (
     DesiredSchedule,
     ScheduleView,
     pauses_on_failure,
-    policy_of,
 )
+from dalang_operator.kinds.agentschedule.orders import Order, with_order
 from dalang_operator.kinds.agentschedule.plan import (
     BACKFILL,
     SOON_SECONDS,
+    TRIGGER_REACH,
     Action,
     ApplySchedule,
     BackfillRuns,
     DeleteRun,
+    NoteBackfill,
+    NoteTrigger,
     Observed,
     PauseSchedule,
     RemoveSchedule,
     TellEvent,
     TriggerRun,
-    free_second,
     is_settled,
     plan,
     refused_backfill,
+    seconds_for_a_run,
     surplus_runs,
     waits_for_quota,
     wrong_count,
@@ -81,8 +84,6 @@ logger = logging.getLogger(__name__)
 NOTE_MAX = 512
 FAILED_AFTER = timedelta(seconds=15)
 """A schedule that could not be written for so long says so; shorter outages cost no write."""
-TRIGGER_REACH = timedelta(minutes=1)
-"""How far back a second is looked for that no other run has."""
 
 _Look = Literal["done", "again", "due"]
 """What a look at a firing came to: nothing is left, look again soon, or its run has not been created."""
@@ -148,9 +149,6 @@ class ScheduleFacts:
     """Firings whose run has left the watch, or which wait though their run is not under way."""
     listed: dict[ObjectKey, tuple[str, int]] = field(default_factory=dict)
     """Uid and generation for which the finished runs were listed; forgotten when one ends."""
-    triggered: dict[ObjectKey, set[datetime]] = field(default_factory=dict)
-    """The times given to the last triggers, whose runs may not be known yet."""
-
     user: str | None = ""
     """As whom the operator creates runs. Empty: not asked yet; None: the API server does not tell."""
     failing_since: dict[ObjectKey, datetime] = field(default_factory=dict)
@@ -237,18 +235,21 @@ class ScheduleReconciler:
         Temporal itself pauses for a firing that fails only where it watches it: not where several may run at once, nor
         one that was triggered by hand. So the operator does, and first: afterwards nothing would bring it here again.
         """
-        failing: set[str] = {Phase.FAILED, Phase.CANCELLED} if policy_of(schedule) == "Allow" else {Phase.FAILED}
-        if pauses_on_failure(schedule) and ended.phase in failing:
-            if (await self.workflows.look(workflow_id)).state is not WorkflowState.OPEN:
+        if pauses_on_failure(schedule) and ended.phase in {Phase.FAILED, Phase.CANCELLED}:
+            firing = await self.workflows.look(workflow_id)
+            if firing.state is not WorkflowState.OPEN:
                 return
-            id_ = schedule_id(self.installation, *key_of(schedule), uid_of(schedule))
-            note = clip(f"{FAILURE_NOTE} {run} ended as {ended.phase}: {ended.message}", NOTE_MAX)
-            await self.schedules.pause(id_, note, f"pause {ended.run_uid}")
+            if not firing.is_cancelled:  # as by Replace
+                await self._pause(schedule, run, ended)
         try:
             await self.workflows.signal(workflow_id, RUN_ENDED_SIGNAL, ended, f"ended {ended.run_uid}")
         except WorkflowNotFound:
             return
         logger.info("AgentSchedule %s: run %s: %s", key_of(schedule), run, ended.phase)
+
+    async def _pause(self, schedule: Json, run: str, ended: RunEnded) -> None:
+        note = clip(f"{FAILURE_NOTE} {run} ended as {ended.phase}: {ended.message}", NOTE_MAX)
+        await self.schedules.pause(self._id(schedule), note, f"pause {ended.run_uid}")
 
     # ── Observe ──
 
@@ -324,9 +325,12 @@ class ScheduleReconciler:
             self.facts.user = await own_user(self.kube)
         return self.facts.user
 
+    def _id(self, schedule: Json) -> str:
+        return schedule_id(self.installation, *key_of(schedule), uid_of(schedule))
+
     async def _describe(self, schedule: Json) -> ScheduleView | None:
         try:
-            return await self.schedules.describe(schedule_id(self.installation, *key_of(schedule), uid_of(schedule)))
+            return await self.schedules.describe(self._id(schedule))
         except TemporalError as error:
             await self._fail(schedule, error)
             raise
@@ -345,6 +349,8 @@ class ScheduleReconciler:
         for action in steps.actions:
             if isinstance(action, ApplySchedule):
                 return await self._carry_out(await self._apply(observed, action))
+            if isinstance(action, NoteTrigger | NoteBackfill):
+                return await self._carry_out(await self._note(observed, action))
             await self._execute(observed, action)
         return steps.requeue_after
 
@@ -382,10 +388,9 @@ class ScheduleReconciler:
             case PauseSchedule(id_, note):
                 await self.schedules.pause(id_, clip(note, NOTE_MAX), f"pause {observed.now.timestamp():.0f}")
             case TriggerRun():
-                await self._trigger(observed, action)
+                await self._trigger(key, action)
             case BackfillRuns():
-                assert schedule is not None, "an annotation stands on an object"
-                await self._backfill(observed, schedule, action)
+                await self._backfill(key, action)
             case DeleteRun():
                 await self._delete(key, action)
             case TellEvent():
@@ -395,24 +400,53 @@ class ScheduleReconciler:
                 assert schedule is not None, "a status is planned for an object"
                 await self._write(schedule, status)
 
-    async def _trigger(self, observed: Observed, wanted: TriggerRun) -> None:
-        """Fire once more, in the name of a second that is no time of the schedule and that no other run has."""
-        key, since = observed.key, observed.now - TRIGGER_REACH
-        taken = {each for each in self.facts.triggered.get(key, ()) if each > since}
-        taken.update(await self.schedules.times(wanted.id, since, observed.now))
-        scheduled_at = free_second(observed, taken)
-        self.facts.triggered[key] = {*taken, scheduled_at}
-        await self.schedules.trigger(wanted.id, scheduled_at, wanted.request_id)
+    async def _note(self, observed: Observed, order: NoteTrigger | NoteBackfill) -> Observed:
+        """Write down what is about to be carried out, or, of a backfill of too many times, that it is not."""
+        schedule = observed.schedule
+        assert schedule is not None, "an order is an annotation of an object"
+        match order:
+            case NoteTrigger(value):
+                second = await self._free_second(observed, schedule)
+                status = with_order(schedule, Order("trigger", value, observed.now, second, second))
+            case NoteBackfill(value, begin, end):
+                count = len(await self.schedules.times(self._id(schedule), begin, end))
+                if problem := wrong_count(count):
+                    asked = schedule["metadata"]["annotations"][BACKFILL]
+                    await self._tell_event(schedule, refused_backfill(schedule, asked, problem))
+                    status = {**schedule.get("status", {}), "backfill": value}
+                else:
+                    status = with_order(schedule, Order("backfill", value, observed.now, begin, end))
+        return replace(observed, schedule=await self._write(schedule, status))
+
+    async def _free_second(self, observed: Observed, schedule: Json) -> datetime:
+        """Return a second that no run has, nor a firing: also none whose run ended long ago, or was deleted."""
+        times = await self.schedules.times(self._id(schedule), observed.now - TRIGGER_REACH, observed.now)
+        seconds = seconds_for_a_run(observed, schedule, set(times))
+        while await self._is_taken(schedule, second := next(seconds)):
+            pass
+        return second
+
+    async def _is_taken(self, schedule: Json, second: datetime) -> bool:
+        key = key_of(schedule)
+        name = scheduled_run_name(key.name, uid_of(schedule), second)
+        if await self._read(AGENT_RUNS, ObjectKey(key.namespace, name)) is not None:
+            return True
+        return await self._has_fired(self._id(schedule), second)
+
+    async def _has_fired(self, id_: str, second: datetime) -> bool:
+        firing = await self.workflows.look(trigger_workflow_id(id_, second))
+        return firing.state is not WorkflowState.MISSING
+
+    async def _trigger(self, key: ObjectKey, wanted: TriggerRun) -> None:
+        """Fire once more, unless that was done and only not noted: Temporal may have forgotten the request since."""
+        if await self._has_fired(wanted.id, wanted.scheduled_at):
+            return
+        await self.schedules.trigger(wanted.id, wanted.scheduled_at, wanted.request_id)
         logger.info("AgentSchedule %s: triggered by annotation", key)
 
-    async def _backfill(self, observed: Observed, schedule: Json, wanted: BackfillRuns) -> None:
-        count = len(await self.schedules.times(wanted.id, wanted.begin, wanted.end))
-        if problem := wrong_count(count):
-            value = schedule["metadata"]["annotations"][BACKFILL]
-            await self._tell_event(schedule, refused_backfill(schedule, value, problem))
-            return
+    async def _backfill(self, key: ObjectKey, wanted: BackfillRuns) -> None:
         await self.schedules.backfill(wanted)
-        logger.info("AgentSchedule %s: %d times backfilled", observed.key, count)
+        logger.info("AgentSchedule %s: %s to %s backfilled", key, wanted.begin, wanted.end)
 
     async def _tell_event(self, schedule: Json, event: TellEvent) -> None:
         about = {"apiVersion": AGENT_SCHEDULES.api_version, "kind": AGENT_SCHEDULES.kind, **schedule}
@@ -440,15 +474,18 @@ class ScheduleReconciler:
             raise
         logger.info("AgentRun %s/%s deleted: its schedule keeps newer ones", key.namespace, deletion.name)
 
-    async def _write(self, schedule: Json, status: Json) -> None:
+    async def _write(self, schedule: Json, status: Json) -> Json:
+        """Write the status; returns the object as it is then."""
         try:
             written = await write_status(self.kube, AGENT_SCHEDULES, schedule, status, "controller")
         except NotFound as error:
             self.cache.schedules.drop(schedule)
             self.facts.gone.setdefault(key_of(schedule), set()).add(uid_of(schedule))
             raise Conflict(str(error)) from error
-        if written is not None:
-            self.cache.schedules.put(written)
+        if written is None:
+            return schedule
+        self.cache.schedules.put(written)
+        return written
 
     def _settle(self, key: ObjectKey, gone: frozenset[str], firings: frozenset[Firing]) -> None:
         """Forget what was looked after. Only now: had anything failed, the next attempt would need it."""
@@ -457,4 +494,3 @@ class ScheduleReconciler:
         self.facts.failing_since.pop(key, None)
         if self.cache.schedules.get(key) is None:
             self.facts.listed.pop(key, None)
-            self.facts.triggered.pop(key, None)

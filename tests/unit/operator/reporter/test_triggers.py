@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from dalang_operator.reporter.triggers import RunCreator
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from tests.build import INSTALLATION, NOW, run, schedule
+from tests.build import INSTALLATION, NOW, at, run, schedule
 from tests.memory_cluster import OPERATOR, MemoryCluster
 
 ID = f"{INSTALLATION}.shop.nightly.uid-nightly"
@@ -170,6 +171,39 @@ def test_what_may_be_changed_later_does_not_count() -> None:
     spec = {"agentRef": {"name": "helper"}, "input": "Look."}
     assert lasting_digest(spec) == lasting_digest({"cancel": True, "ttlAfterFinished": "1s", **spec})
     assert lasting_digest(spec) != lasting_digest({**spec, "input": "Look!"})
+
+
+def order(begin: str, end: str) -> dict[str, Any]:
+    entry = {"annotation": "backfill", "value": "v", "orderedAt": begin, "begin": begin, "end": end}
+    return {"orders": [entry]}
+
+
+@pytest.mark.parametrize(
+    ("status", "has_run"),
+    [
+        pytest.param({}, False, id="a time of the schedule"),
+        pytest.param(order(at(), at()), True, id="triggered"),
+        pytest.param(order(at(-timedelta(hours=1)), at()), True, id="backfilled"),
+        pytest.param(order(at(-timedelta(hours=1)), at(-timedelta(seconds=1))), False, id="beside a backfill"),
+    ],
+)
+async def test_while_it_is_suspended_only_what_was_ordered_has_its_run(status: dict[str, Any], has_run: bool) -> None:
+    made = World()
+    made.cluster.put(AGENT_SCHEDULES, schedule(suspend=True, status=status))
+    created = await made.create()
+    assert ((created.run is not None), created.problem) == (has_run, None)
+    assert len(made.cluster.all(AGENT_RUNS)) == has_run
+    assert made.cluster.events == []
+
+
+async def test_a_run_that_was_created_before_the_schedule_was_suspended_is_known() -> None:
+    made = world()
+    first = await made.create()
+    made.cluster.put(AGENT_SCHEDULES, schedule(suspend=True))
+    assert await made.create() == first
+    made.has_run(owner_uid="another")
+    assert await made.create() == CreatedRun(), "a stranger's is not, and that is no failure either"
+    assert made.cluster.events == []
 
 
 FULL = QuotaExceeded(f'agentruns.dalang.dev "{RUN}" is forbidden: exceeded quota: few, used: 3, limited: 3', 403)

@@ -13,7 +13,7 @@ from dalang_operator.kinds.workflow import WorkflowState
 from dalang_operator.kube.errors import NotFound
 from dalang_operator.kube.resources import Json, ObjectKey, Resource
 from dalang_operator.runtime.cache import Cache
-from dalang_operator.temporal.sweep import Sweep
+from dalang_operator.temporal.sweep import Sweep, share_of_orphans
 from dalang_operator.temporal.workflows import ListedWorkflow
 
 from tests.build import (
@@ -236,17 +236,22 @@ async def test_namespaces_that_are_not_watched_are_none_of_our_business() -> Non
     assert world.temporal.terminated == []
 
 
-async def test_too_many_orphans_at_once_are_not_believed() -> None:
-    """An operator pointed at an empty cluster must not stop everything."""
+async def test_of_many_orphans_a_share_is_stopped_at_each_look(caplog: pytest.LogCaptureFixture) -> None:
+    """An operator pointed at an empty cluster must not stop everything at once; what is truly gone goes all the same."""
     world = World()
-    world.temporal.opened = [listed(f"r{number}") for number in range(11)]
-    for _ in range(4):
-        await world.sweep(timedelta(minutes=5))
-    assert world.temporal.terminated == []
-    world.temporal.opened = world.temporal.opened[:10]
+    world.temporal.opened = [listed(f"r{number}") for number in range(12)]
     for _ in range(2):
         await world.sweep(timedelta(minutes=5))
     assert len(world.temporal.terminated) == 10
+    assert "12 of 12 open workflows have no object: 10 are stopped now, 2 at the next looks" in caplog.text
+    world.temporal.opened = world.temporal.opened[10:]
+    await world.sweep(timedelta(minutes=1))
+    assert len(world.temporal.terminated) == 12
+
+
+@pytest.mark.parametrize(("orphans", "open_count", "stopped"), [(9, 9, 9), (11, 11, 10), (30, 100, 20), (20, 100, 20)])
+def test_a_share_is_ten_or_a_fifth_of_what_is_open(orphans: int, open_count: int, stopped: int) -> None:
+    assert len(share_of_orphans(list(map(str, range(orphans))), open_count, "workflows")) == stopped
 
 
 async def test_a_run_whose_workflow_temporal_does_not_list_is_looked_at_but_for_young_ones() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -14,15 +15,17 @@ from dalang_operator.kinds.agentschedule.plan import (
     ApplySchedule,
     BackfillRuns,
     DeleteRun,
+    NoteBackfill,
+    NoteTrigger,
     Observed,
     PauseSchedule,
     Plan,
     RemoveSchedule,
     TellEvent,
     TriggerRun,
-    free_second,
     plan,
     recorded_value,
+    seconds_for_a_run,
     surplus_runs,
     wrong_count,
 )
@@ -97,6 +100,20 @@ def kinds(found: Plan) -> list[str]:
 
 
 ORDERED = {"annotations": {"dalang.dev/trigger": "a", "dalang.dev/backfill": f"{at(-timedelta(hours=2))}/{at()}"}}
+TRIGGERED = {"annotation": "trigger", "value": "a", "orderedAt": at(), "begin": at(-timedelta(seconds=1)), "end": at()}
+FILLED = {
+    "annotation": "backfill",
+    "value": ORDERED["annotations"]["dalang.dev/backfill"],
+    "orderedAt": at(),
+    "begin": at(-timedelta(hours=2)),
+    "end": at(),
+}
+
+
+def pending(*orders: Json) -> Json:
+    return {"orders": [{**order, "pending": True} for order in orders]}
+
+
 FAILED_NOTE = "paused since AgentRun x ended as Failed: no"
 
 
@@ -144,8 +161,23 @@ FAILED_NOTE = "paused since AgentRun x ended as Failed: no"
         ),
         pytest.param(
             observed(schedule(status=known(), metadata=ORDERED), view=VIEW),
+            ["NoteTrigger"],
+            id="E: an order is noted before anything is done about it",
+        ),
+        pytest.param(
+            observed(schedule(status=known(**pending(TRIGGERED)), metadata=ORDERED), view=VIEW),
+            ["NoteBackfill"],
+            id="E: each of them",
+        ),
+        pytest.param(
+            observed(schedule(status=known(**pending(TRIGGERED, FILLED)), metadata=ORDERED), view=VIEW),
             ["TriggerRun", "BackfillRuns", "WriteStatus True Scheduled"],
-            id="E: orders come before the status that notes them",
+            id="E: orders come before the status that says they are carried out",
+        ),
+        pytest.param(
+            observed(schedule(status=known(**pending(TRIGGERED))), view=VIEW),
+            ["TriggerRun", "WriteStatus True Scheduled"],
+            id="E: one that was begun is ended though its annotation is gone",
         ),
         pytest.param(
             observed(
@@ -273,18 +305,39 @@ def test_a_paused_schedule_says_why_in_temporal() -> None:
     assert plan(seen).actions[0] == PauseSchedule(ID, "the AgentSchedule is not valid: spec.input: Too long")
 
 
-def test_orders_carry_a_request_id_of_uid_and_value() -> None:
-    def orders(uid: str, value: str) -> list[Action]:
-        obj = schedule(status=known(), metadata={"uid": uid, "annotations": {"dalang.dev/trigger": value}})
+def test_orders_carry_a_request_id_of_uid_value_and_time() -> None:
+    def orders(uid: str, value: str, begin: str) -> list[Action]:
+        status = known(**pending({**TRIGGERED, "value": value, "begin": begin}))
+        obj = schedule(status=status, metadata={"uid": uid})
         return [action for action in plan(observed(obj, view=VIEW)).actions if isinstance(action, TriggerRun)]
 
-    assert orders("u", "a") == orders("u", "a")
-    assert len({str(orders(uid, value)) for uid in "uv" for value in "ab"}) == 4
+    second, other = at(), at(timedelta(seconds=1))
+    assert orders("u", "a", second) == orders("u", "a", second)
+    found = {str(orders(uid, value, begin)) for uid in "uv" for value in "ab" for begin in (second, other)}
+    assert len(found) == 8
+
+
+def test_the_status_says_carried_out_of_what_is_carried_out() -> None:
+    obj = schedule(
+        status=known(trigger="old", **pending(TRIGGERED)), metadata={"annotations": {"dalang.dev/trigger": "b"}}
+    )
+    found = plan(observed(obj, view=VIEW))
+    status = status_of(observed(obj, view=VIEW))
+    assert (status["trigger"], status["orders"]) == ("a", [TRIGGERED])
+    assert found.requeue_after == 2, "the value of by now is next"
+    assert plan(observed({**obj, "status": status}, view=VIEW)).actions == (NoteTrigger("b"),)
+
+
+def test_a_backfill_is_noted_with_whole_seconds_in_utc() -> None:
+    value = "2026-11-19T10:00:00.5+01:00/2026-11-19T11:00:00.5+01:00"
+    obj = schedule(status=known(), metadata={"annotations": {"dalang.dev/backfill": value}})
+    begin, end = datetime(2026, 11, 19, 9, 0, 1, tzinfo=UTC), datetime(2026, 11, 19, 10, tzinfo=UTC)
+    assert plan(observed(obj, view=VIEW)).actions == (NoteBackfill(value, begin, end),)
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("Forbid", "QueueAll"), ("Allow", "Allow"), ("Replace", "QueueAll")])
 def test_a_backfill_creates_all_of_its_runs(policy: str, expected: str) -> None:
-    obj = schedule(status=known(), metadata=ORDERED, concurrencyPolicy=policy)
+    obj = schedule(status=known(**pending(FILLED)), concurrencyPolicy=policy)
     [backfill] = [each for each in plan(observed(obj, view=VIEW)).actions if isinstance(each, BackfillRuns)]
     assert (backfill.policy, backfill.begin, backfill.end) == (expected, NOW - timedelta(hours=2), NOW)
 
@@ -337,11 +390,27 @@ def test_a_trigger_is_named_by_a_second_that_no_run_has() -> None:
     now = NOW.replace(microsecond=5)
     second = timedelta(seconds=1)
     seen = replace(observed(schedule(), active=(active_run(NOW - second),)), now=now)
-    assert free_second(replace(seen, active=()), set()) == NOW - second, "not one that may be about to come"
-    assert free_second(seen, set()) == NOW - 2 * second
-    assert free_second(seen, {NOW - 2 * second, NOW - 3 * second}) == NOW - 4 * second
-    finished = replace(seen, finished=(ended_run(NOW - 2 * second),))
-    assert free_second(finished, set()) == NOW - 3 * second
+
+    def first(seen: Observed, *times: datetime, **status: Any) -> datetime:
+        return next(seconds_for_a_run(seen, schedule(status=known(**status)), set(times)))
+
+    assert first(replace(seen, active=())) == NOW - second, "not one that may be about to come"
+    assert first(seen) == NOW - 2 * second
+    assert first(seen, NOW - 2 * second, NOW - 3 * second) == NOW - 4 * second
+    assert first(replace(seen, finished=(ended_run(NOW - 2 * second),))) == NOW - 3 * second
+    assert first(seen, orders=[{**TRIGGERED, "begin": at(-2 * second)}]) == NOW - 3 * second
+
+
+def test_where_each_second_is_a_time_triggers_are_named_by_seconds_before_the_schedule() -> None:
+    second = timedelta(seconds=1)
+    times = {NOW - number * second for number in range(61)}
+    obj = schedule(status=known())
+    made = datetime.fromisoformat(obj["metadata"]["creationTimestamp"])
+    found = list(islice(seconds_for_a_run(observed(obj), obj, times), 2))
+    assert found == [made - second, made - 2 * second]
+    noted = {**TRIGGERED, "begin": found[0].strftime("%Y-%m-%dT%H:%M:%SZ")}
+    again = schedule(status=known(orders=[noted]))
+    assert next(seconds_for_a_run(observed(again), again, times)) == found[1]
 
 
 # ── Status ─────────────────────────────────────────────────────────────────────────────────────────────────────────

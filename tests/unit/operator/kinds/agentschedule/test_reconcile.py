@@ -204,8 +204,8 @@ async def test_a_schedule_deleted_under_the_update_is_tried_again() -> None:
     ("policy", "phase", "pauses"),
     [
         pytest.param("Forbid", "Failed", True, id="a failure"),
-        pytest.param("Forbid", "Cancelled", False, id="a cancelled run: Temporal sees to it, unless it replaces one"),
-        pytest.param("Replace", "Cancelled", False, id="a replaced run is no failure"),
+        pytest.param("Forbid", "Cancelled", True, id="a cancelled run: one that was triggered Temporal does not watch"),
+        pytest.param("Replace", "Cancelled", True, id="cancelled by somebody"),
         pytest.param("Allow", "Cancelled", True, id="Temporal does not watch those that may overlap"),
         pytest.param("Allow", "Succeeded", False, id="a success"),
     ],
@@ -220,6 +220,15 @@ async def test_the_end_of_a_run_is_told_to_its_firing_and_pauses_first(policy: s
     assert world.facts.firings == {}
     await world.reconcile()
     assert len(world.temporal.calls) == len(pause) + 1
+
+
+async def test_a_run_that_was_replaced_pauses_nothing() -> None:
+    world = await settled(concurrencyPolicy="Replace", pauseOnFailure=True)
+    uid = uid_of(world.put_run())
+    world.temporal.workflows[FIRING] = WorkflowView(WorkflowState.OPEN, is_cancelled=True)
+    world.cluster.finish(RUN, "Cancelled", "Cancelled")
+    await world.reconcile()
+    assert world.temporal.calls == [f"runEnded Cancelled ended {uid}"]
 
 
 async def test_a_run_whose_firing_has_ended_pauses_nothing() -> None:
@@ -358,6 +367,40 @@ async def test_triggers_of_one_second_are_runs_of_their_own() -> None:
         await world.reconcile()
         await world.reconcile()
     assert world.temporal.calls == ["trigger 11:59:58", "trigger 11:59:57"], "11:59:59 is a time of the schedule"
+
+
+async def test_a_second_that_a_forgotten_run_or_firing_has_is_noticed() -> None:
+    world = await settled()
+    forged = make_run(world.cluster.objects[AGENT_SCHEDULES.kind, KEY], NOW - timedelta(seconds=2))
+    del forged["metadata"]["ownerReferences"]
+    world.cluster.put(AGENT_RUNS, forged)
+    deleted = trigger_workflow_id(ID, NOW - timedelta(seconds=3))
+    world.temporal.workflows[deleted] = WorkflowView(WorkflowState.COMPLETED)
+    obj = world.cluster.objects[AGENT_SCHEDULES.kind, KEY]
+    world.put({**obj, "metadata": {**obj["metadata"], "annotations": {"dalang.dev/trigger": "a"}}})
+    await world.reconcile()
+    assert world.temporal.calls == ["trigger 11:59:56"]
+
+
+async def test_a_trigger_that_was_carried_out_and_not_noted_is_only_noted() -> None:
+    """Whatever Temporal remembers: the time stands in the status since before."""
+    world = await settled()
+    obj = world.cluster.objects[AGENT_SCHEDULES.kind, KEY]
+    world.put({**obj, "metadata": {**obj["metadata"], "annotations": {"dalang.dev/trigger": "a"}}})
+    world.temporal.error = TemporalUnavailable("away")
+    with pytest.raises(TemporalError):
+        await world.reconcile()
+    world.temporal.error = None
+    await world.reconcile()
+    [order] = world.status()["orders"]
+    world.put({**world.cluster.objects[AGENT_SCHEDULES.kind, KEY], "status": {**world.status(), "trigger": "old"}})
+    world.status()["orders"] = [{**order, "pending": True}]
+    fired = trigger_workflow_id(ID, datetime.fromisoformat(order["begin"]))
+    world.temporal.workflows[fired] = WorkflowView(WorkflowState.COMPLETED)
+    world.temporal.calls.clear()
+    await world.reconcile()
+    assert world.temporal.calls == []
+    assert (world.status()["trigger"], world.status()["orders"]) == ("a", [order])
 
 
 async def test_a_schedule_made_anew_has_the_old_one_removed() -> None:
