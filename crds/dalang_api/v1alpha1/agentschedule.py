@@ -277,8 +277,8 @@ class RecentRun(ActiveRun):
 class Order(ApiModel):
     """What an annotation asked for. It is written down before it is carried out, so that it is carried out once."""
 
-    annotation: Literal["trigger", "backfill"]
-    """The annotation, without its prefix."""
+    type: Literal["Trigger", "Backfill"]
+    """Which annotation it was: `dalang.dev/trigger` or `dalang.dev/backfill`."""
     value: Annotated[str, Field(max_length=253)]
     """The annotation's value, or its digest where it is longer."""
     ordered_at: Timestamp

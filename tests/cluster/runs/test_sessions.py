@@ -181,17 +181,17 @@ def test_a_session_told_to_close_ends_what_waits_at_once_and_itself_after_the_ru
 
 
 def test_a_run_that_waits_for_its_agent_keeps_a_session_open(mall: "Shop") -> None:
-    session = open_session(mall, "patient")
-    first = session.say("patient-1", "hello").answered()
-    mall.delete("Agent", "patient")
-    second = session.say("patient-2", "still there?")
+    session = open_session(mall, "agentless")
+    first = session.say("agentless-1", "hello").answered()
+    mall.delete("Agent", "agentless")
+    second = session.say("agentless-2", "still there?")
     second.waits("AgentNotFound")
     # Only now: on a busy machine the second run may come later than that.
-    mall.patch("AgentSession", "patient", {"spec": {"idleTimeout": "3s"}})
+    mall.patch("AgentSession", "agentless", {"spec": {"idleTimeout": "3s"}})
     wait_until_idle(mall, first, 3)
-    mall.agent("patient")
+    mall.agent("agentless")
     assert second.answered()["output"] == "2: still there?"
-    assert "idleTimeout, 3s" in mall.waits("AgentSession", "patient", "Closed")
+    assert "idleTimeout, 3s" in mall.waits("AgentSession", "agentless", "Closed")
 
 
 def test_a_run_that_came_in_time_keeps_a_session_open_though_the_operator_was_away(annex: "Shop") -> None:

@@ -15,7 +15,9 @@ from dalang_operator.kube.status import parse_timestamp, timestamp
 ORDERS_MAX = 20
 
 OrderName = Literal["trigger", "backfill"]
-"""Also the field of the status that has the value carried out last."""
+"""The annotation, without its prefix; also the field of the status that has the value carried out last."""
+_TYPES: dict[OrderName, str] = {"trigger": "Trigger", "backfill": "Backfill"}
+_NAMES: dict[str, OrderName] = {type_: name for name, type_ in _TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def is_ordered(schedule: Json, scheduled_at: datetime) -> bool:
 
 def _read(entry: Json) -> Order:
     return Order(
-        entry["annotation"],
+        _NAMES[entry["type"]],
         entry["value"],
         parse_timestamp(entry["orderedAt"]),
         parse_timestamp(entry["begin"]),
@@ -73,7 +75,7 @@ def _read(entry: Json) -> Order:
 
 def _write(order: Order) -> Json:
     return {
-        "annotation": order.name,
+        "type": _TYPES[order.name],
         "value": order.value,
         "orderedAt": timestamp(order.ordered_at),
         "begin": timestamp(order.begin),

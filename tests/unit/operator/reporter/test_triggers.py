@@ -174,7 +174,7 @@ def test_what_may_be_changed_later_does_not_count() -> None:
 
 
 def order(begin: str, end: str) -> dict[str, Any]:
-    entry = {"annotation": "backfill", "value": "v", "orderedAt": begin, "begin": begin, "end": end}
+    entry = {"type": "Backfill", "value": "v", "orderedAt": begin, "begin": begin, "end": end}
     return {"orders": [entry]}
 
 

@@ -100,9 +100,9 @@ def kinds(found: Plan) -> list[str]:
 
 
 ORDERED = {"annotations": {"dalang.dev/trigger": "a", "dalang.dev/backfill": f"{at(-timedelta(hours=2))}/{at()}"}}
-TRIGGERED = {"annotation": "trigger", "value": "a", "orderedAt": at(), "begin": at(-timedelta(seconds=1)), "end": at()}
+TRIGGERED = {"type": "Trigger", "value": "a", "orderedAt": at(), "begin": at(-timedelta(seconds=1)), "end": at()}
 FILLED = {
-    "annotation": "backfill",
+    "type": "Backfill",
     "value": ORDERED["annotations"]["dalang.dev/backfill"],
     "orderedAt": at(),
     "begin": at(-timedelta(hours=2)),
