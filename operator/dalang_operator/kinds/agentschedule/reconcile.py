@@ -159,7 +159,7 @@ class ScheduleFacts:
         found = firing_of(run)
         if found is not None:
             key, firing = found
-            self.firings.setdefault(key, set()).add(firing)
+            self.firings.setdefault(key, set()).add(firing._replace(has_created=True))
             self.listed.pop(key, None)
 
 
@@ -211,7 +211,7 @@ class ScheduleReconciler:
             return "done"
         created = await self.schedules.created_run(workflow_id)
         if created is None:
-            return "due"
+            return await self._look_at_due(firing, workflow_id)
         if created.run is None:
             return "done"  # the firing has ended without
         if run is not None and uid_of(run) == created.run.uid:  # by an operator of another name
@@ -224,6 +224,12 @@ class ScheduleReconciler:
         if ended is not None:
             await self._tell(schedule, workflow_id, run_key.name, ended)
         return "again" if ended is None else "done"
+
+    async def _look_at_due(self, firing: Firing, workflow_id: str) -> _Look:
+        """Look at a firing that has not recorded a creation: one that is about to is not lost because its run is gone again."""
+        if not firing.has_created:
+            return "due"
+        return "again" if (await self.workflows.look(workflow_id)).state is WorkflowState.OPEN else "done"
 
     async def _tell_if_finished(self, schedule: Json, workflow_id: str, run: Json) -> None:
         if is_finished(run):

@@ -29,6 +29,8 @@ class Firing(NamedTuple):
     uid: str
     """Of the AgentSchedule."""
     scheduled_at: datetime
+    has_created: bool = False
+    """Whether its run was seen to leave the watch, so that it was created, though Temporal may not have been told yet."""
 
 
 def make_run(schedule: Json, scheduled_at: datetime) -> Json:

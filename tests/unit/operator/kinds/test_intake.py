@@ -328,7 +328,7 @@ def test_a_schedules_run_wakes_it_when_it_appears_and_when_it_leaves() -> None:
     world.schedules.listed[NIGHTLY] = ("uid-nightly", 1)
     world.intake.applied("AgentRun", finished_run(RUN_OF_SCHEDULE, metadata={**OF_SCHEDULE, "resourceVersion": "12"}))
     assert world.queued()["AgentSchedule"] == 1
-    assert world.schedules.firings == {NIGHTLY: {Firing("uid-nightly", NOW)}}
+    assert world.schedules.firings == {NIGHTLY: {Firing("uid-nightly", NOW, has_created=True)}}
     assert world.schedules.listed == {}, "there is a finished run more"
 
 

@@ -255,6 +255,23 @@ async def test_a_deleted_run_is_told_once_its_workflow_has_ended() -> None:
     assert world.facts.firings == {}
 
 
+@pytest.mark.parametrize("ends", [False, True])
+async def test_a_run_that_is_deleted_before_its_creation_is_recorded_is_told_afterwards(ends: bool) -> None:
+    world = await settled()
+    uid = uid_of(world.put_run())
+    recorded = world.temporal.created.pop(FIRING)
+    world.cluster.remove(AGENT_RUNS, RUN)
+    assert await world.reconcile() == 2
+    assert world.temporal.calls == []
+    if ends:  # terminated in Temporal
+        world.temporal.workflows[FIRING] = WorkflowView(WorkflowState.TERMINATED)
+    else:
+        world.temporal.created[FIRING] = recorded
+    await world.reconcile()
+    assert world.temporal.calls == ([] if ends else [f"runEnded Deleted ended {uid}"])
+    assert world.facts.firings == {}
+
+
 async def test_a_firing_without_a_run_yet_is_told_nothing_and_forgotten() -> None:
     world = await settled()
     world.temporal.workflows[FIRING] = WorkflowView(WorkflowState.OPEN)
