@@ -7,6 +7,8 @@ that Temporal discarded may have cached words that were never said.
 
 import asyncio
 import hashlib
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +20,7 @@ from dalang_api.contract import (
     Message,
     ModelCall,
     OpaquePart,
+    Part,
     Snapshot,
     SummaryCall,
     TextPart,
@@ -36,9 +39,14 @@ QUERY_DEADLINE = timedelta(seconds=15)
 """After a kill -9 the server waits 10 s for the dead worker's sticky queue before it asks another."""
 
 MESSAGE_OVERHEAD_BYTES = 600
-"""About what a small message takes in memory beside its words."""
+"""About what a message takes in memory beside its parts."""
+PART_OVERHEAD_BYTES = 500
+"""About what a part takes beside its words."""
 
 SNAPSHOTS_MAX_BYTES = 32 * 1024 * 1024
+
+_CONVERSATION = re.compile(r"s\d+")
+"""The names that `conductor.memory` gives to the threads of a session's conversation, one after another."""
 
 T = TypeVar("T")
 
@@ -93,7 +101,7 @@ class Transcripts:
 
     def said(self, run: RunKey, thread: str, reply: Message) -> None:
         """Remember a model's reply, so that the next call need not carry it."""
-        cached = self._threads.get((run, thread))
+        cached = self._threads.get(_key(run, thread))
         if cached is not None:
             self._remember(run, thread, cached.extended([reply]))
 
@@ -104,7 +112,7 @@ class Transcripts:
     def _cached_prefix(self, run: RunKey, call: ModelCall | SummaryCall) -> _Cached | None:
         if call.count == 0:
             return _EMPTY
-        cached = self._threads.get((run, call.thread))
+        cached = self._threads.get(_key(run, call.thread))
         if cached is None or len(cached.messages) < call.count or cached.digests[call.count] != call.digest:
             return None
         return cached if len(cached.messages) == call.count else cached.cut(call.count)
@@ -125,7 +133,7 @@ class Transcripts:
 
     def _remember(self, run: RunKey, thread: str, cached: _Cached) -> None:
         if cached.size_bytes + MESSAGE_OVERHEAD_BYTES <= self._threads.maxsize:
-            self._threads[run, thread] = cached
+            self._threads[_key(run, thread)] = cached
 
 
 class Snapshots:
@@ -180,16 +188,27 @@ def _unavailable(message: str) -> ApplicationError:
     return ApplicationError(message, type="TranscriptUnavailable", category=ApplicationErrorCategory.BENIGN)
 
 
+def _key(run: RunKey, thread: str) -> tuple[RunKey, str]:
+    """Return what a thread is remembered by.
+
+    A session's conversation is remembered once: nobody asks again for a thread that has been followed by another one, be
+    it shortened or of the next execution. Digests tell them apart.
+    """
+    return ((run[0], ""), "") if _CONVERSATION.fullmatch(thread) else (run, thread)
+
+
 def _size_bytes(message: Message) -> int:
-    size = MESSAGE_OVERHEAD_BYTES
-    for part in message.parts:
-        match part:
-            case TextPart():
-                size += len(part.text)
-            case ToolCallPart():
-                size += len(part.arguments)
-            case ToolResultPart():
-                size += len(part.output)
-            case OpaquePart():
-                size += len(part.data)
-    return size
+    """Return about what a message takes in memory, its digest taken: Python keeps the UTF-8 that was made for it, too."""
+    return MESSAGE_OVERHEAD_BYTES + sum(PART_OVERHEAD_BYTES + sys.getsizeof(_words(part)) for part in message.parts)
+
+
+def _words(part: Part) -> str:
+    match part:
+        case TextPart():
+            return part.text
+        case ToolCallPart():
+            return part.arguments
+        case ToolResultPart():
+            return part.output
+        case OpaquePart():
+            return part.data

@@ -1,6 +1,8 @@
 """What a worker remembers of transcripts; what it asks a workflow for is in tests/workflow/test_transcript.py."""
 
 import asyncio
+import tracemalloc
+from typing import Any
 
 import pytest
 from dalang_api.contract import (
@@ -9,10 +11,15 @@ from dalang_api.contract import (
     ModelCall,
     OpaquePart,
     RunIdentity,
+    SessionInput,
+    SessionSettings,
     SummaryCall,
     TextPart,
+    ToolCallPart,
+    ToolResultPart,
     extend_digest,
 )
+from dalang_worker.conductor.memory import Memory, state_of
 from dalang_worker.conductor.thread import Thread
 from dalang_worker.transcripts import Transcripts
 from temporalio.client import Client
@@ -196,3 +203,58 @@ async def test_a_late_reply_of_a_run_that_was_given_up_is_never_sent(transcripts
     second.append_reply(assistant("to the second run"))
     with pytest.raises(Asked):
         await transcripts.messages(RUN, call(second))
+
+
+async def test_of_a_session_only_the_conversation_as_it_is_now_is_remembered(transcripts: Transcripts) -> None:
+    """Else a worker that serves one long session would grow until its cache is full."""
+    session = SessionInput(agent="support", settings=SessionSettings())
+    for execution in ("r1", "r2"):
+        memory, run = Memory.of(session), ("i.shop.talk.u1", execution)
+        for number in range(10):
+            memory.thread.append(user(f"question {number}"))
+            await transcripts.messages(run, call(memory.thread))
+            memory.thread.append_reply(assistant("reply"))
+            transcripts.said(run, memory.thread.name, assistant("reply"))
+            memory.thread.append(user("more"))
+            assert await transcripts.messages(run, call(memory.thread)) == memory.thread.messages
+            memory.shorten(2, "It was said before.")
+        carried: dict[str, Any] = {"started_at": "", "seq": 1, "queue": [], "snapshots": {}, "seen": [], "runs": 0}
+        session = session.model_copy(update={"state": state_of(memory, **carried)})
+
+    assert memory.threads > 20
+    assert len(transcripts._threads) == 1
+
+
+async def test_each_session_and_each_helper_in_it_is_remembered(transcripts: Transcripts) -> None:
+    threads = [("i.shop.talk.u1", "s1"), ("i.shop.talk.u1", "1.0.helper"), ("i.shop.talk.u2", "s1")]
+    for workflow, name in threads:
+        await transcripts.messages((workflow, "r1"), call(Thread(name, [user(f"{workflow} {name}")])))
+    for workflow, name in threads:
+        said = Thread(name, [user(f"{workflow} {name}")])
+        again = call(said).model_copy(update={"count": 1, "digest": said.digest(1), "tail": None})
+        assert await transcripts.messages((workflow, "r1"), again) == said.messages
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(TextPart(text=""), id="nothing"),
+        pytest.param(TextPart(text="x" * 1000), id="English"),
+        pytest.param(TextPart(text="字" * 1000), id="Chinese"),
+        pytest.param(ToolCallPart(call_id="1.1", tool="look_up", arguments='{"of": "42"}'), id="call"),
+        pytest.param(ToolResultPart(call_id="1.1", tool="look_up", output="x" * 1000), id="result"),
+    ],
+)
+async def test_what_is_counted_is_what_it_takes_in_memory(part: Any) -> None:
+    transcripts = Transcripts(NobodyToAsk(), 10_000_000)
+    sent = call(
+        Thread("main", [Message(role="user", parts=[part] * parts) for parts in (1, 1, 1, 5)])
+    ).model_dump_json()
+    await transcripts.messages(RUN, ModelCall.model_validate_json(sent))  # what is made but once
+    tracemalloc.start()
+    for number in range(50):
+        await transcripts.messages((f"i.shop.run.v{number}", "r"), ModelCall.model_validate_json(sent))
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    counted = transcripts._threads.currsize * 50 / 51
+    assert 0.75 <= counted / taken <= 1.33
