@@ -520,6 +520,62 @@ async def test_a_backfill_creates_the_runs_of_its_times_one_after_another_and_on
     assert office.cluster.events == []
 
 
+def _hours_with_runs(office: Office, hours: dict[int, str]) -> None:
+    """Have runs of that day's hours ended before, each so."""
+    for hour, phase in hours.items():
+        run = office.cluster.put(AGENT_RUNS, make_run(office.object(), datetime(2026, 11, 1, hour, tzinfo=UTC)))
+        office.cluster.finish(key_of(run).name, phase)
+    office.restart()
+
+
+def _created(office: Office) -> list[str]:
+    return [write.split()[-1] for write in office.cluster.writes if write.startswith("create AgentRun")]
+
+
+async def test_a_backfill_of_times_that_have_their_runs_is_over_at_once_and_pauses_nothing(office: Office) -> None:
+    """No sweep comes here to tell what was told long ago."""
+    async with office.working():
+        office.apply(HOURLY, pauseOnFailure=True)
+        await eventually(lambda: office.has("Scheduled"))
+    _hours_with_runs(office, {9: "Succeeded", 10: "Failed", 11: "Cancelled"})
+    async with office.working():
+        office.annotate(backfill="2026-11-01T09:00:00Z/2026-11-01T11:00:00Z")
+
+        async def all_ended() -> bool:
+            return len(await office.firings("Completed")) == 3
+
+        await eventually(all_ended)
+        view = await office.view()
+    assert view
+    assert not view.is_paused
+    assert (_created(office), len(office.runs())) == ([], 3)
+
+
+async def test_a_backfill_creates_no_run_again_that_was_there_when_it_was_ordered(office: Office) -> None:
+    """Though its own runs are newer than those, and the history keeps two."""
+    async with office.reporter():
+        office.apply(HOURLY, runHistory={"succeeded": 2})
+        await office.reconciler.reconcile(KEY)
+        _hours_with_runs(office, {11: "Succeeded", 12: "Succeeded"})
+        office.annotate(backfill="2026-11-01T09:00:00Z/2026-11-01T12:00:00Z")
+        await office.reconciler.reconcile(KEY)
+        view = await office.view()
+        assert view
+        assert view.buffered == 3
+        [order] = office.status()["orders"]
+        long_ago = {**order, "orderedAt": "2026-11-01T13:00:00Z"}
+        office.cluster.put(AGENT_SCHEDULES, {**office.object(), "status": {**office.status(), "orders": [long_ago]}})
+        async with office.controller():
+            for count in (3, 4):
+                [name] = await eventually(office.active)
+                assert len(office.runs()) == count
+                office.cluster.finish(name)
+                await eventually(lambda name=name: name not in office.active())  # type: ignore[misc]
+            await eventually(lambda: len(office.runs()) == 2, 40)
+    assert [f"{each:%H}" for each in times_of(office.runs())] == ["09", "10"]
+    assert len(_created(office)) == 2
+
+
 @pytest.mark.parametrize(
     ("value", "words", "is_in_status"),
     [

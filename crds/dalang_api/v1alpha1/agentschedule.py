@@ -323,7 +323,8 @@ class AgentScheduleStatus(ApiModel):
     trigger: Annotated[str, Field(max_length=253)] | None = None
     """The value of annotation `dalang.dev/trigger` that was carried out last."""
     backfill: Annotated[str, Field(max_length=253)] | None = None
-    """The value of annotation `dalang.dev/backfill` that was carried out last."""
+    """The value of annotation `dalang.dev/backfill` that was dealt with last: carried out, then it is among `orders`; or refused,
+    then Event `BackfillRefused` says why."""
     orders: Annotated[list[Order], Field(max_length=20, json_schema_extra=LIST_ATOMIC)] | None = None
     """What annotations asked for lately, at most twenty, the newest last. While the schedule is suspended only their times have
     runs."""

@@ -24,7 +24,7 @@ from dalang_api.contract import (
     parse_trigger_id,
     schedule_id,
 )
-from dalang_api.v1alpha1.conditions import Reason
+from dalang_api.v1alpha1.conditions import Phase, Reason
 from temporalio import activity, workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError
@@ -54,6 +54,7 @@ from dalang_operator.kube.resources import AGENT_RUNS, AGENT_SCHEDULES, Json, Ob
 from dalang_operator.kube.status import timestamp
 from dalang_operator.kube.user import own_user
 from dalang_operator.reporter.report import retryable
+from dalang_operator.runtime.cache import is_finished
 from dalang_operator.runtime.references import schedule_of
 from dalang_operator.temporal.errors import TemporalError
 from dalang_operator.temporal.schedules import Schedules
@@ -136,7 +137,7 @@ class RunCreator:
 
     @activity.defn(name=CREATE_RUN_ACTIVITY)
     async def create(self) -> CreatedRun:
-        """Create the run of the calling workflow's time, if it is not there; returns which it is.
+        """Create the run of the calling workflow's time, if it is not there; returns which it is, if it is to be waited for.
 
         Where the AgentSchedule is gone, its schedule in Temporal is deleted instead: this is the first to notice when
         no controller did. Likewise where it is suspended: only what was ordered by hand has its run.
@@ -228,15 +229,15 @@ class RunCreator:
         """Create nothing; but an earlier attempt may have, before the schedule was suspended."""
         found = await self._find(key)
         if found is not None and await self._strangeness(schedule, found, earlier) is None:
-            return CreatedRun(run=_identity(found))
+            return _awaited(found)
         logger.info("AgentRun %s is not created: its schedule is suspended", key)
         return CreatedRun()
 
     async def _adopt(self, schedule: Json, found: Json, scheduled_at: datetime, earlier: frozenset[str]) -> CreatedRun:
-        """An earlier attempt has created it; or somebody else has, who knows the name and can write any owner."""
+        """An earlier attempt or firing has created it; or somebody else, who knows the name and can write any owner."""
         problem = await self._strangeness(schedule, found, earlier)
         if problem is None:
-            return CreatedRun(run=_identity(found))
+            return _awaited(found)
         remedy = f"Delete AgentRun {key_of(found).name} and trigger the schedule with annotation {TRIGGER}"
         return await self._refused(
             schedule, found, scheduled_at, f"there is one of that name already, {problem}. {remedy}"
@@ -299,6 +300,19 @@ def _note_attempt(digest: str) -> frozenset[str]:
     tried = tuple(dict.fromkeys(map(str, noted)))[-ATTEMPTS_NOTED:]
     activity.heartbeat(*tried)
     return frozenset(tried)
+
+
+def _awaited(run: Json) -> CreatedRun:
+    """Return a run that was there already, unless there is nothing to wait for.
+
+    What has ended before the first attempt is of an earlier firing of the same time, as where a backfill asks for it again.
+    Its end was told then, and nobody tells it again: it neither fails this firing nor pauses the schedule anew. At a later
+    attempt a run that failed may be of an earlier one, whose answer was lost: the controller tells it, and pauses.
+    """
+    if is_finished(run) and (activity.info().attempt == 1 or run["status"]["phase"] == Phase.SUCCEEDED):
+        logger.info("AgentRun %s has ended already", key_of(run))
+        return CreatedRun()
+    return CreatedRun(run=_identity(run))
 
 
 def _identity(run: Json) -> RunIdentity:

@@ -105,6 +105,7 @@ class Schedules:
             is_paused=answer.schedule.state.paused,
             notes=answer.schedule.state.notes,
             next_times=tuple(time.ToDatetime(UTC) for time in answer.info.future_action_times),
+            buffered=answer.info.buffer_size,
         )
 
     async def pause(self, id_: str, note: str, request_id: str) -> None:

@@ -55,6 +55,8 @@ class ScheduleView:
     """Why it is paused."""
     next_times: tuple[datetime, ...] = ()
     """The next few, as if it were not paused."""
+    buffered: int = 0
+    """How many times wait there for a run to end; with `Allow` none does."""
 
     @property
     def is_paused_on_failure(self) -> bool:

@@ -15,7 +15,7 @@ from dalang_operator.kube.status import parse_timestamp, timestamp
 ORDERS_MAX = 20
 
 OrderName = Literal["trigger", "backfill"]
-"""The annotation, without its prefix; also the field of the status that has the value carried out last."""
+"""The annotation, without its prefix; also the field of the status that has the value dealt with last."""
 _TYPES: dict[OrderName, str] = {"trigger": "Trigger", "backfill": "Backfill"}
 _NAMES: dict[str, OrderName] = {type_: name for name, type_ in _TYPES.items()}
 

@@ -51,6 +51,10 @@ SOON_SECONDS = 2.0
 """When what is about to happen is looked at again."""
 QUOTA_SECONDS = 30.0
 """When a full ResourceQuota is looked at again; firings try by themselves."""
+HELD_SECONDS = 10.0
+"""When runs that a backfill may come to yet are looked at again."""
+BACKFILL_STARTS = timedelta(minutes=1)
+"""Within which Temporal starts what a backfill with `Allow` asks for: ten in a second, none of which it counts as waiting."""
 AFTER_TIME = timedelta(seconds=1)
 """How long after the next time the status is brought up to date."""
 TRIGGER_REACH = timedelta(minutes=1)
@@ -186,6 +190,8 @@ class Plan:
 
     actions: tuple[Action, ...] = ()
     requeue_after: float | None = None
+    lists_again: bool = False
+    """Whether the finished runs are to be listed then, though none ends: some are kept only for now."""
 
 
 @dataclass(frozen=True)
@@ -257,9 +263,10 @@ def _plan_settled(observed: Observed, schedule: Json, view: ScheduleView) -> Pla
         return Plan((note,))
     orders = _orders(observed, schedule)
     surplus = surplus_runs(schedule, observed.finished or ())
+    old = without_held(schedule, surplus, view, observed.now)
     deletions = tuple(
         DeleteRun(key_of(run).name, uid_of(run), run["metadata"]["resourceVersion"])
-        for run in surplus
+        for run in old
         if key_of(run).name not in observed.firing
     )
     status = settled_status(
@@ -273,14 +280,17 @@ def _plan_settled(observed: Observed, schedule: Json, view: ScheduleView) -> Pla
         problem=backfill_problem(schedule["metadata"].get("annotations", {}).get(BACKFILL, "")),
         now=observed.now,
     )
-    requeue_after = SOON_SECONDS if orders.is_more_asked else _requeue_after(observed, status)
-    return Plan((*orders.actions, *deletions, WriteStatus(status)), requeue_after)
+    is_held = len(old) < len(surplus)
+    requeue_after = SOON_SECONDS if orders.is_more_asked else _requeue_after(observed, status, is_held)
+    return Plan((*orders.actions, *deletions, WriteStatus(status)), requeue_after, is_held)
 
 
-def _requeue_after(observed: Observed, status: Json) -> float | None:
+def _requeue_after(observed: Observed, status: Json, is_held: bool) -> float | None:
     if observed.firing:
         return SOON_SECONDS
     again = [QUOTA_SECONDS] if observed.quota_problem else []
+    if is_held:
+        again.append(HELD_SECONDS)
     if status.get("nextRuns"):
         left = parse_timestamp(status["nextRuns"][0]) + AFTER_TIME - observed.now
         again.append(max(left.total_seconds(), SOON_SECONDS))
@@ -456,6 +466,26 @@ def surplus_runs(schedule: Json, finished: tuple[Json, ...]) -> tuple[Json, ...]
     failed = [run for run in newest_first if run["status"]["phase"] != Phase.SUCCEEDED]
     surplus = succeeded[kept.get("succeeded", RUNS_KEPT) :] + failed[kept.get("failed", RUNS_KEPT) :]
     return tuple(run for run in reversed(newest_first) if run in surplus)
+
+
+def without_held(schedule: Json, runs: tuple[Json, ...], view: ScheduleView | None, now: datetime) -> tuple[Json, ...]:
+    """Return those of the finished runs whose time no backfill comes to any more.
+
+    One that is deleted before would be created a second time. A backfill is over when nothing waits in Temporal: by then
+    each of its times has a firing, and a run is not deleted while that is open.
+    """
+    is_waiting = view is not None and view.buffered > 0
+    periods = [
+        (order.begin, order.end)
+        for order in orders_of(schedule)
+        if order.name == "backfill" and (is_waiting or order.is_pending or now - order.ordered_at < BACKFILL_STARTS)
+    ]
+
+    def is_held(run: Json) -> bool:
+        found = firing_of(run)
+        return found is not None and any(begin <= found[1].scheduled_at <= end for begin, end in periods)
+
+    return tuple(run for run in runs if not is_held(run))
 
 
 def _id(observed: Observed, schedule: Json) -> str:

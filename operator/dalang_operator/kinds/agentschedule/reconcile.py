@@ -47,6 +47,7 @@ from dalang_operator.kinds.agentschedule.plan import (
     seconds_for_a_run,
     surplus_runs,
     waits_for_quota,
+    without_held,
     wrong_count,
 )
 from dalang_operator.kinds.agentschedule.runs import (
@@ -207,23 +208,19 @@ class ScheduleReconciler:
         workflow_id = trigger_workflow_id(schedule_id(self.installation, *key, firing.uid), firing.scheduled_at)
         run = await self._read(AGENT_RUNS, run_key)
         if run is not None and is_run_of(schedule, run, user):
-            await self._tell_if_finished(schedule, workflow_id, run)
-            return "done"
+            return await self._tell_if_finished(schedule, workflow_id, run)
         created = await self.schedules.created_run(workflow_id)
         if created is None:
             return await self._look_at_due(firing, workflow_id)
         if created.run is None:
             return "done"  # the firing has ended without
         if run is not None and uid_of(run) == created.run.uid:  # by an operator of another name
-            await self._tell_if_finished(schedule, workflow_id, run)
-            return "done"
+            return await self._tell_if_finished(schedule, workflow_id, run)
         view = await self.workflows.look(
             run_workflow_id(self.installation, run_key.namespace, run_key.name, created.run.uid)
         )
         ended = gone_run_ended(created.run.uid, view)
-        if ended is not None:
-            await self._tell(schedule, workflow_id, run_key.name, ended)
-        return "again" if ended is None else "done"
+        return "again" if ended is None else await self._tell(schedule, workflow_id, run_key.name, ended)
 
     async def _look_at_due(self, firing: Firing, workflow_id: str) -> _Look:
         """Look at a firing that has not recorded a creation: one that is about to is not lost because its run is gone again."""
@@ -231,27 +228,33 @@ class ScheduleReconciler:
             return "due"
         return "again" if (await self.workflows.look(workflow_id)).state is WorkflowState.OPEN else "done"
 
-    async def _tell_if_finished(self, schedule: Json, workflow_id: str, run: Json) -> None:
-        if is_finished(run):
-            await self._tell(schedule, workflow_id, key_of(run).name, run_ended(run))
+    async def _tell_if_finished(self, schedule: Json, workflow_id: str, run: Json) -> _Look:
+        return await self._tell(schedule, workflow_id, key_of(run).name, run_ended(run)) if is_finished(run) else "done"
 
-    async def _tell(self, schedule: Json, workflow_id: str, run: str, ended: RunEnded) -> None:
+    async def _tell(self, schedule: Json, workflow_id: str, run: str, ended: RunEnded) -> _Look:
         """Tell a firing what became of its run, once or more.
 
         Temporal itself pauses for a firing that fails only where it watches it: not where several may run at once, nor
         one that was triggered by hand. So the operator does, and first: afterwards nothing would bring it here again.
+        But only once the firing has recorded that it waits for this run: it may be of an earlier firing of the same time.
         """
         if pauses_on_failure(schedule) and ended.phase in {Phase.FAILED, Phase.CANCELLED}:
             firing = await self.workflows.look(workflow_id)
             if firing.state is not WorkflowState.OPEN:
-                return
+                return "done"
+            created = await self.schedules.created_run(workflow_id)
+            if created is None:
+                return "again"
+            if created.run is None or created.run.uid != ended.run_uid:
+                return "done"
             if not firing.is_cancelled:  # as by Replace
                 await self._pause(schedule, run, ended)
         try:
             await self.workflows.signal(workflow_id, RUN_ENDED_SIGNAL, ended, f"ended {ended.run_uid}")
         except WorkflowNotFound:
-            return
+            return "done"
         logger.info("AgentSchedule %s: run %s: %s", key_of(schedule), run, ended.phase)
+        return "done"
 
     async def _pause(self, schedule: Json, run: str, ended: RunEnded) -> None:
         note = clip(f"{FAILURE_NOTE} {run} ended as {ended.phase}: {ended.message}", NOTE_MAX)
@@ -263,16 +266,20 @@ class ScheduleReconciler:
         observed = Observed(key, self.installation, self.now(), schedule, gone)
         if schedule is None or schedule["metadata"].get("deletionTimestamp"):
             return observed
+        view = await self._describe(schedule)  # before the firings: what waits no more by then has one
         finished = await self._finished(key, schedule)
+        surplus = surplus_runs(schedule, finished or ())
+        old = without_held(schedule, surplus, view, observed.now)
         observed = replace(
             observed,
             active=tuple(await self._active(key, schedule)),
             finished=finished,
-            firing=frozenset([run async for run in self._firing(key, schedule, finished or ())]),
+            firing=frozenset([run async for run in self._firing(key, schedule, old)]),
+            view=view,
         )
         if is_run_due or not is_settled(schedule) or waits_for_quota(schedule):
             observed = await self._try_template(observed, schedule)
-        return replace(observed, view=await self._describe(schedule))
+        return observed
 
     async def _active(self, key: ObjectKey, schedule: Json) -> list[Json]:
         user = await self._user()
@@ -298,9 +305,9 @@ class ScheduleReconciler:
             raise
         return tuple(found)
 
-    async def _firing(self, key: ObjectKey, schedule: Json, finished: tuple[Json, ...]) -> AsyncIterator[str]:
-        """Yield the names of the runs to be deleted whose firing does not know yet that they have ended."""
-        for run in surplus_runs(schedule, finished):
+    async def _firing(self, key: ObjectKey, schedule: Json, old: tuple[Json, ...]) -> AsyncIterator[str]:
+        """Yield the names of those runs whose firing does not know yet that they have ended."""
+        for run in old:
             found = firing_of(run)
             if found is None:
                 continue
@@ -352,6 +359,8 @@ class ScheduleReconciler:
     async def _carry_out(self, observed: Observed) -> float | None:
         """Execute the plan. A write to the schedule changes what is known, so after it the rest is planned anew."""
         steps = plan(observed)
+        if steps.lists_again:
+            self.facts.listed.pop(observed.key, None)
         for action in steps.actions:
             if isinstance(action, ApplySchedule):
                 return await self._carry_out(await self._apply(observed, action))

@@ -167,6 +167,30 @@ async def test_a_run_that_admission_has_changed_is_ours() -> None:
     assert (await made.create()).run is not None
 
 
+@pytest.mark.parametrize("suspend", [False, True])
+@pytest.mark.parametrize(
+    ("attempt", "phase", "is_awaited"),
+    [
+        pytest.param(1, "Running", True, id="under way"),
+        pytest.param(1, "Succeeded", False, id="of an earlier firing, which was told"),
+        pytest.param(1, "Failed", False, id="likewise, and nothing is to be paused for it again"),
+        pytest.param(2, "Succeeded", False, id="perhaps of an earlier attempt, whose answer was lost"),
+        pytest.param(2, "Failed", True, id="likewise, and the schedule may have to be paused"),
+        pytest.param(2, "Cancelled", True, id="likewise"),
+    ],
+)
+async def test_a_run_that_has_ended_before_is_not_waited_for(
+    suspend: bool, attempt: int, phase: str, is_awaited: bool
+) -> None:
+    made = world(suspend=suspend)
+    made.has_run()
+    if phase != "Running":
+        made.cluster.finish(RUN, phase)
+    created = await made.create(attempt=attempt)
+    assert ((created.run is not None), created.problem) == (is_awaited, None)
+    assert made.cluster.writes == []
+
+
 def test_what_may_be_changed_later_does_not_count() -> None:
     spec = {"agentRef": {"name": "helper"}, "input": "Look."}
     assert lasting_digest(spec) == lasting_digest({"cancel": True, "ttlAfterFinished": "1s", **spec})

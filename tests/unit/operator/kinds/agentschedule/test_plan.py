@@ -541,6 +541,32 @@ def test_old_runs_are_deleted_the_oldest_first(history: Json | None, deleted: li
     assert seen.requeue_after == 2
 
 
+HOLDING = replace(VIEW, buffered=1)
+HOURS_AGO = {**FILLED, "orderedAt": at(-timedelta(hours=5))}
+
+
+@pytest.mark.parametrize(
+    ("order", "view", "kept"),
+    [
+        pytest.param(HOURS_AGO, HOLDING, [0, 1], id="while times wait in Temporal"),
+        pytest.param(HOURS_AGO, VIEW, [], id="until none does"),
+        pytest.param({**HOURS_AGO, "pending": True}, VIEW, [0, 1], id="before Temporal is told"),
+        pytest.param({**FILLED, "orderedAt": at(-timedelta(seconds=59))}, VIEW, [0, 1], id="just after"),
+        pytest.param({**FILLED, "orderedAt": at(-timedelta(seconds=60))}, VIEW, [], id="not for ever"),
+        pytest.param({**HOURS_AGO, "begin": at(-timedelta(minutes=90))}, HOLDING, [1], id="of the order's times only"),
+        pytest.param({**HOURS_AGO, "type": "Trigger"}, HOLDING, [], id="a trigger's time had no run before"),
+    ],
+)
+def test_a_run_whose_time_a_backfill_may_come_to_is_kept(order: Json, view: ScheduleView, kept: list[int]) -> None:
+    """Else it would be created a second time."""
+    runs = tuple(ended_run(NOW - timedelta(hours=hours)) for hours in (2, 1))
+    obj = schedule(status=known(orders=[order]), runHistory={"succeeded": 0})
+    found = plan(observed(obj, view=view, finished=runs))
+    deleted = {action.name for action in found.actions if isinstance(action, DeleteRun)}
+    assert [number for number, run in enumerate(runs) if key_of(run).name not in deleted] == kept
+    assert (found.requeue_after, found.lists_again) == ((10, True) if kept else (3601, False))
+
+
 # ── What Temporal is told ──────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -1,6 +1,6 @@
 """The AgentSchedule's reconcile where Temporal is away, says no, or somebody was quicker. The rest is in tests/workflow."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -241,6 +241,24 @@ async def test_a_run_whose_firing_has_ended_pauses_nothing() -> None:
     assert world.temporal.calls == []
 
 
+async def test_a_failed_run_of_an_earlier_firing_pauses_nothing() -> None:
+    """A backfill comes to its time again: whether the new firing waits for it is known when that has recorded so."""
+    world = await settled(pauseOnFailure=True)
+    world.put_run()
+    recorded = world.temporal.created.pop(FIRING)
+    world.cluster.finish(RUN, "Failed")
+    assert await world.reconcile() == 2
+    assert world.temporal.calls == []
+    firings = {KEY: set(world.facts.firings[KEY])}
+    world.temporal.created[FIRING] = CreatedRun()
+    await world.reconcile()
+    assert (world.temporal.calls, world.facts.firings) == ([], {})
+    world.facts.firings.update(firings)
+    world.temporal.created[FIRING] = recorded
+    await world.reconcile()
+    assert [call.split()[0] for call in world.temporal.calls] == ["pause", "runEnded"]
+
+
 async def test_a_deleted_run_is_told_once_its_workflow_has_ended() -> None:
     world = await settled(pauseOnFailure=True)
     uid = uid_of(world.put_run())
@@ -367,6 +385,24 @@ async def test_a_run_is_deleted_only_after_its_firing_has_ended() -> None:
     await world.reconcile()
     assert world.cluster.all(AGENT_RUNS) == []
     assert [run["name"] for run in world.status()["recentRuns"]] == [RUN]
+
+
+async def test_a_run_that_a_backfill_may_come_to_is_deleted_when_it_is_over_though_no_run_ends() -> None:
+    world = await settled(runHistory={"succeeded": 0})
+    world.put_run()
+    world.cluster.finish(RUN)
+    world.temporal.workflows[FIRING] = WorkflowView(WorkflowState.COMPLETED)
+    time = NOW.isoformat()
+    order = {"type": "Backfill", "value": "v", "orderedAt": time, "begin": time, "end": time}
+    obj = world.cluster.objects[AGENT_SCHEDULES.kind, KEY]
+    world.put({**obj, "status": {**world.status(), "orders": [order]}})
+    world.temporal.views[ID] = replace(world.temporal.views[ID], buffered=1)
+    for minutes in (0, 1, 2):
+        world.now = NOW + timedelta(minutes=minutes)
+        assert await world.reconcile() == 10
+    world.temporal.views[ID] = replace(world.temporal.views[ID], buffered=0)
+    await world.reconcile()
+    assert world.cluster.all(AGENT_RUNS) == []
 
 
 async def test_finished_runs_are_listed_only_when_one_has_ended() -> None:
