@@ -10,6 +10,10 @@ run() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@"; }
 say "A Kubernetes API server, Temporal and the operator, on this machine"
 "$dalang" dev up --detach
 eval "$("$dalang" dev env)"
+state=$(dirname "$KUBECONFIG")
+# What is printed is for another shell, which does not have this one's DALANG_DEV_STATE_DIR.
+elsewhere=
+[ "$state" = "$HOME/.local/state/dalang/dev" ] || elsewhere=$(printf ' --state-dir %q' "$state")
 
 say "An agent, its model, a tool in a ConfigMap, and a run"
 kubectl delete agentrun hello --ignore-not-found >/dev/null   # of an earlier demo
@@ -27,13 +31,13 @@ say "Its status"
 run kubectl get agentrun hello -o yaml
 
 phase=$(kubectl get agentrun hello -o 'jsonpath={.status.phase}')
-[ "$phase" = Succeeded ] || { echo "The run is $phase; see: $dalang dev logs operator" >&2; exit 1; }
+[ "$phase" = Succeeded ] || { echo "The run is $phase; see: $dalang dev logs operator$elsewhere" >&2; exit 1; }
 cat <<EOF
 
 It all goes on running. In a shell of yours:
-  eval "\$($dalang dev env)"            # KUBECONFIG, TEMPORAL_ADDRESS, and kubectl on the PATH
+  eval "\$($dalang dev env$elsewhere)"            # KUBECONFIG, TEMPORAL_ADDRESS, and kubectl on the PATH
   kubectl get dalang                    # everything of Dalang's
   kubectl explain agentrun.spec
-  $dalang dev status                    # the parts, and where Temporal's web UI is
-  $dalang dev down                      # stop it; its data stays for the next 'dalang dev up'
+  $dalang dev status$elsewhere                    # the parts, and where Temporal's web UI is
+  $dalang dev down$elsewhere                      # stop it; its data stays for the next 'up'
 EOF

@@ -399,8 +399,10 @@ def test_an_approval_is_decided_in_the_chat(stage: Stage) -> None:
 
     stage.ask("two", run)
     chat.until("decide [L]ater")
+    chat.type("y\n")
+    chat.until("decide [L]ater")
     chat.type("\n")
-    chat.until("dalang approve two")
+    chat.until(f"dalang approve two -n {stage.objects.namespace} (--set changes arguments)")
     chat.interrupt("/[d]ecide what waits (Ctrl-C leaves it to go on) ")
     chat.type("d\n")
     chat.until("decide [L]ater")

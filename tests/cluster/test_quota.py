@@ -28,9 +28,9 @@ async def test_a_full_quota_comes_before_a_name_that_is_taken(control_plane: "Co
     """So that a run which fills it is found must not hang on `AlreadyExists`."""
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": {COUNT: "1"}}}
     control_plane.kubectl("--namespace", namespace, "create", "-f", "-", stdin=json.dumps(quota))
-    counted = json.dumps({"status": {"hard": {COUNT: "1"}, "used": {COUNT: "0"}}})  # nobody else counts here
-    patch = ["patch", "resourcequota", "few", "--subresource", "status", "--type", "merge", "--patch", counted]
-    control_plane.kubectl("--namespace", namespace, *patch)
+    count = COUNT.replace(".", r"\.")
+    is_counted = f"--for=jsonpath={{.status.used.{count}}}=0"
+    control_plane.kubectl("--namespace", namespace, "wait", "resourcequota/few", is_counted, "--timeout=20s")
     kube = await KubeClient.open(control_plane.kubeconfig)
     try:
         await kube.create(AGENT_RUNS, namespace, agent_run("first", namespace))

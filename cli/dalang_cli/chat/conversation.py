@@ -1,13 +1,14 @@
 """A conversation: messages go out as AgentRuns, and what comes of them is shown until each has ended."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+from dalang_api.printable import printable
 from dalang_api.v1alpha1.conditions import Reason
 
 from dalang_cli.approvals.cluster import Cluster
 from dalang_cli.approvals.deciding import Stop, decide, see_that_it_is_open
 from dalang_cli.approvals.delivery import wait
-from dalang_cli.approvals.show import printable
 from dalang_cli.chat import session as sessions
 from dalang_cli.chat import terminal
 from dalang_cli.chat.following import RunDeleted, states
@@ -210,19 +211,19 @@ class Conversation:
         """
         name, has_pending = followed.name, bool(pending_approvals(followed.run))
         print()
+        choices = ("no", "yes", "decide") if has_pending else ("no", "yes")
         try:
             decide_now = "/[d]ecide what waits" if has_pending else ""
             answer = terminal.ask(
-                f"Cancel {name}? [y]es/[N]o, wait on{decide_now} (Ctrl-C leaves it to go on) ",
-                "nyd" if has_pending else "ny",
+                f"Cancel {name}? [y]es/[N]o, wait on{decide_now} (Ctrl-C leaves it to go on) ", *choices
             )
         except (KeyboardInterrupt, EOFError):
             print()
             self._screen.note(f"AgentRun {name} goes on; `{self._resume_command(session)}` follows it.")
             raise Leave from None
-        if answer == "d":
+        if answer == "decide":
             followed.offered.clear()
-        if answer == "y":
+        if answer == "yes":
             try:
                 sessions.cancel(self._cluster, followed.run)
             except ClusterError as error:
@@ -234,7 +235,7 @@ class Conversation:
         """Show what waits for a human, in full, and let the user decide."""
         name = pending["name"]
         if not self._is_terminal:
-            self._screen.note(f"{pending['question']} Decide with: dalang approve {name} -n {self._cluster.namespace}")
+            self._screen.note(f"{pending['question']} Decide with: {self._approve_command(name)}")
             return
         try:
             asked = self._cluster.get(name)
@@ -250,16 +251,17 @@ class Conversation:
     def _decide(self, asked: Json) -> None:
         self._user = self._user or self._cluster.who_am_i()
         who = f", as {printable(self._user)}" if self._user else ""
-        answer = terminal.ask(f"[a]pprove, [r]eject or decide [L]ater{who}? ", "lar")
+        answer = terminal.ask(f"[a]pprove, [r]eject or decide [L]ater{who}? ", "later", "approve", "reject")
         reason: str | None = None
-        if answer == "r":
+        if answer == "reject":
             reason = terminal.clean(input("Why? The model is told: ")).strip()
             if not reason:
                 self._screen.note("Nothing was decided: to reject takes a reason.")
-        if answer == "l" or (answer == "r" and not reason):
+        if answer == "later" or (answer == "reject" and not reason):
             self._later(asked["metadata"]["name"])
             return
-        decided = decide(self._cluster, asked, "Approve" if answer == "a" else "Reject", user=self._user, reason=reason)
+        decision: Literal["Approve", "Reject"] = "Approve" if answer == "approve" else "Reject"
+        decided = decide(self._cluster, asked, decision, user=self._user, reason=reason)
         came_to = wait(self._cluster, decided, DELIVERY_SECONDS)
         if came_to.code:
             self._screen.error(came_to.message)
@@ -268,8 +270,11 @@ class Conversation:
 
     def _later(self, name: str) -> None:
         self._screen.note(
-            f"It waits. Anybody who may can decide: dalang approve {name} (--set changes arguments), or Ctrl-C here."
+            f"It waits. Anybody who may can decide: {self._approve_command(name)} (--set changes arguments), or Ctrl-C here."
         )
+
+    def _approve_command(self, name: str) -> str:
+        return f"dalang approve {name} -n {self._cluster.namespace}"
 
     def _resume_command(self, session: Json) -> str:
         return f"dalang chat session/{session['metadata']['name']} -n {self._cluster.namespace}"

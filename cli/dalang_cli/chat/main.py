@@ -5,10 +5,10 @@ import signal
 import sys
 from enum import IntEnum
 
+from dalang_api.printable import printable
 from dalang_api.v1alpha1.agentsession import AgentSession
 
 from dalang_cli.approvals.cluster import Cluster
-from dalang_cli.approvals.show import printable
 from dalang_cli.chat import session as sessions
 from dalang_cli.chat import terminal
 from dalang_cli.chat.conversation import Conversation

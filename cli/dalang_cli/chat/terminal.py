@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from dalang_api.printable import printable
 from rich.console import Console
 from rich.text import Text
 
 from dalang_cli.approvals import show
-from dalang_cli.approvals.show import printable
 from dalang_cli.chat.progress import Line, Shown
 from dalang_cli.cluster import Json
 
@@ -112,15 +112,18 @@ def read_messages() -> Iterator[str]:
         yield clean(before)
 
 
-def ask(question: str, choices: str) -> str:
-    """Return which of some letters the user types, the first where it is none of them.
+def ask(question: str, *choices: str) -> str:
+    """Return which of some words the user types, whole or its beginning; the first for an empty line. Anything else is asked again.
 
     Raises:
         EOFError: Ctrl-D.
         KeyboardInterrupt: Ctrl-C.
     """
-    answer = input(question).strip().lower()[:1]
-    return answer if answer and answer in choices else choices[0]
+    while True:
+        typed = input(question).strip().lower()
+        for choice in choices:
+            if choice.startswith(typed):
+                return choice
 
 
 def clean(text: str) -> str:

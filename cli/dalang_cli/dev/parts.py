@@ -40,8 +40,9 @@ CONTROLLERS = (
     "serviceaccount-controller",
     "root-ca-certificate-publisher-controller",
     "disruption-controller",
+    "resourcequota-controller",
 )
-"""What pools need, and no node-lifecycle controller: our node would have to renew a Lease for it."""
+"""What pools and quotas need, and no node-lifecycle controller: our node would have to renew a Lease for it."""
 
 TEMPORAL_QUEUES = ("transfer", "timer", "visibility", "outbound")
 """At their default polling rate each dispatch of a task costs 50 ms."""

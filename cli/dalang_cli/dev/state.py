@@ -135,8 +135,11 @@ class Snapshot:
 
 
 def dev_command(name: str, directory: StateDirectory) -> str:
-    """Return the command line of `dalang dev NAME` for this directory, as it is shown to the user."""
-    is_default = directory.root == default_state_directory().expanduser().absolute()
+    """Return the command line of `dalang dev NAME` for this directory, as it is shown to the user.
+
+    It works in any shell: one that is opened later need not have this one's variables.
+    """
+    is_default = directory.root == default_state_directory({})
     program = "dalang"
     if shutil.which(program) is None and Path(sys.argv[0]).name == program:
         program = os.path.relpath(sys.argv[0])

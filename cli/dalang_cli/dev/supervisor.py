@@ -254,7 +254,9 @@ class Supervisor:
         async def start_kubernetes() -> None:
             # Together: the API server keeps trying until etcd is there, and has half a second of its own to do first.
             await _all_or_first_error(etcd.start(http), apiserver.start(http))
-            await asyncio.gather(controllers.start(http), self._set_up_cluster(pki))
+            await self._set_up_cluster(pki)
+            # It has to find the CRDs: it looks for new kinds every 30 s only, and until then a quota of them refuses all.
+            await controllers.start(http)
 
         await _all_or_first_error(start_kubernetes(), temporal.start(http), model.start(http))
         if operator is not None:

@@ -104,7 +104,7 @@ class AgentRunSpec(RunTask):
 
 
 class SnapshottedAgent(ApiModel):
-    """An agent as it was when the run started."""
+    """An agent as it was when the run started or, in a session, was handed to it."""
 
     name: Annotated[str, Field(max_length=63)]
     """Name of the Agent."""
@@ -137,7 +137,8 @@ class Usage(ApiModel):
     total_tokens: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
     """Both together."""
     cost_usd: Annotated[Decimal | None, Field(alias="costUSD")] = None
-    """What they cost in US dollars by the providers' public prices. Absent when the price of any model is not known."""
+    """What they cost in US dollars by the providers' public prices. Absent before a call was counted, and when the price of
+    any model called is not known."""
 
 
 class PendingApproval(ApiModel):
@@ -207,7 +208,8 @@ class AgentRunStatus(ApiModel):
     agent: Annotated[str, Field(max_length=63)] | None = None
     """Name of the agent that holds the conversation."""
     agents: Annotated[list[SnapshottedAgent], Field(max_length=64, json_schema_extra=list_map("name"))] | None = None
-    """The agents of the run as they were when it started. Later edits of them do not change this run."""
+    """The agents of the run as they were when it started or, in a session, when it was handed to it, which may be long before
+    its turn (reason `Queued`). Later edits of them do not change this run."""
     output: Annotated[str, Field(max_length=8192)] | None = None
     """The answer. At most 8192 characters; `outputTruncated` tells whether it was cut."""
     output_truncated: bool | None = None

@@ -62,7 +62,8 @@ class AgentSessionSpec(ApiModel):
 
     agent_ref: LocalReference
     """The Agent with whom the conversation begins. After a hand-off the next run goes on with the agent who holds it. An edit
-    of the Agent counts from the next run on. If there is none of that name yet, the session's runs wait for it."""
+    of the Agent counts from the next run on that is handed to the session; one that is `Queued` has it as it was: cancel or delete
+    that run where the edit has to count. If there is none of that name yet, the session's runs wait for it."""
     context: ContextVariables | None = None
     """Context variables the conversation begins with. They last: runs add to them, tools change them."""
     history_size: Annotated[int, Field(ge=4, le=400, json_schema_extra={"format": "int32"})] | None = None
@@ -72,7 +73,8 @@ class AgentSessionSpec(ApiModel):
     summary: SummarySettings | None = None
     """How what was said before that is kept. Default: summarised by the Agent's own model."""
     limits: Limits | None = None
-    """Where each run of the session ends at the latest. Each limit counts only where it is lower than the agent's."""
+    """Where each run of the session ends at the latest. Each limit counts only where it is lower than the agent's. A change
+    counts from the next run on that is handed to the session; one that is `Queued` has the limits as they were."""
     idle_timeout: Duration | None = None
     """After how long without a run the session closes by itself, such as `720h`; at least 1s. Default: never."""
     closed: bool | None = None

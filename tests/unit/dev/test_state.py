@@ -16,6 +16,7 @@ from dalang_cli.dev.state import (
     SupervisorLock,
     current_snapshot,
     default_state_directory,
+    dev_command,
     lock_holder,
     read_snapshot,
     write_snapshot,
@@ -39,6 +40,25 @@ def directory(tmp_path: Path) -> StateDirectory:
 )
 def test_default_state_directory(environment: dict[str, str], expected: str) -> None:
     assert str(default_state_directory(environment)) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "root", "option"),
+    [
+        pytest.param({}, f"{Path.home()}/.local/state/dalang/dev", "", id="the default"),
+        pytest.param({}, "/a b", " --state-dir '/a b'", id="another"),
+        pytest.param({"DALANG_DEV_STATE_DIR": "/a"}, "/a", " --state-dir /a", id="this shell's variable"),
+        pytest.param({"XDG_STATE_HOME": "/b"}, "/b/dalang/dev", " --state-dir /b/dalang/dev", id="its XDG variable"),
+    ],
+)
+def test_a_command_that_is_shown_works_in_another_shell(
+    environment: dict[str, str], root: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DALANG_DEV_STATE_DIR", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert dev_command("status", StateDirectory(Path(root))) == f"dalang dev status{option}"
 
 
 def test_a_snapshot_survives_the_file(directory: StateDirectory) -> None:

@@ -61,7 +61,7 @@ def make_report(
             "turns": budget.turns,
             "input_tokens": budget.input_tokens,
             "output_tokens": budget.output_tokens,
-            "cost_usd": f"{budget.cost_usd:f}" if budget.is_priced and budget.turns else None,
+            "cost_usd": f"{budget.cost_usd:f}" if budget.is_priced and budget.tokens() else None,
             "structured_output": _small(answer.structured) if answer else None,
             "context": context_texts(state.main.context),
             "pending_approvals": state.approvals.that_fit() or None,

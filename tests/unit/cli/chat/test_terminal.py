@@ -14,10 +14,21 @@ def test_messages_of_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(read_messages()) == ["One", "Two\nlines", "/quit", "Three\n"]
 
 
-@pytest.mark.parametrize(("typed", "answer"), [("a", "a"), ("Reject", "r"), ("", "l"), ("x", "l"), ("  A ", "a")])
-def test_choices(typed: str, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("builtins.input", lambda _: typed)
-    assert terminal.ask("? ", "lar") == answer
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        pytest.param(["a"], "approve", id="a letter"),
+        pytest.param(["  A "], "approve", id="in capitals, with blanks"),
+        pytest.param(["Reject"], "reject", id="the word"),
+        pytest.param([""], "later", id="the first"),
+        pytest.param(["y", "aye", "approve!", "r"], "reject", id="anything else is asked again"),
+    ],
+)
+def test_choices(typed: list[str], answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(typed)
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    assert terminal.ask("? ", "later", "approve", "reject") == answer
+    assert list(lines) == []
 
 
 def test_bytes_that_are_no_text() -> None:

@@ -111,6 +111,13 @@ def test_a_report_has_what_the_calls_cost_where_every_price_is_known() -> None:
     assert report(run).cost_usd is None
 
 
+def test_a_report_has_no_cost_before_a_call_was_counted() -> None:
+    """Whether the price of the one that is under way is known, its reply tells."""
+    run = state()
+    run.budget.turns, run.budget.input_tokens, run.budget.output_tokens, run.budget.is_priced = 1, 0, 0, True
+    assert report(run).cost_usd is None
+
+
 def test_a_report_has_the_context_variables_as_manifests_write_them() -> None:
     run = state()
     run.main.context = {"name": "Ada", "order": "42", "count": 3, "items": ["a"]}
