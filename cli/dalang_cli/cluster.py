@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import urllib3
+import yaml
 from dalang_api import GROUP, VERSION
 from dalang_api.v1alpha1.schema import Resource
 from kubernetes import client, config
@@ -21,6 +22,8 @@ Kind = type[Resource]
 
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
+DEFAULT_KUBECONFIG = "~/.kube/config"
+"""What the client reads where none is named."""
 TIMEOUT_SECONDS = 15.0
 WATCH_SECONDS = 300
 SILENCE_SECONDS = 130.0
@@ -32,7 +35,7 @@ _T = TypeVar("_T")
 
 
 class ConfigError(Exception):
-    """There is no kubeconfig to use, or not that context."""
+    """There is no kubeconfig to use, or not that context; the text names the file."""
 
 
 class ClusterError(Exception):
@@ -71,8 +74,8 @@ class Connection:
         try:
             contexts, current = config.list_kube_config_contexts(config_file=file)
             api = config.new_client_from_config(file, context, client_configuration=configuration)
-        except (config.ConfigException, OSError) as error:
-            raise ConfigError(str(error)) from None
+        except (config.ConfigException, OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"kubeconfig {file or DEFAULT_KUBECONFIG}: {error}") from None
         chosen = next((each for each in contexts if each["name"] == context), current)
         self.namespace: str = namespace or chosen["context"].get("namespace") or "default"
         self.server: str = configuration.host

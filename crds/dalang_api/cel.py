@@ -6,8 +6,8 @@ each step (8 s and gigabytes in 200 characters, tried). So an expression with a 
 is evaluated in a process of its own (~0.1 s), with a limit on time and memory. Any other, which is nearly every one, costs
 what it is long, and is evaluated here. `python -m dalang_api.cel` is that process.
 
-Names: `args` (of a call) or `output` (an answer), `context`, `agent` {name}, `run` {name, namespace} and `tool` {name, kind,
-server, readOnly, destructive, idempotent}. A name that has no value, a missing key, and a result that is neither true nor
+Names: `args` and `tool` {name, kind, server, readOnly, destructive, idempotent} of a call, or `output` of an answer; `context`,
+`agent` {name} and `run` {name, namespace}. A name that has no value, a missing key, and a result that is neither true nor
 false are errors.
 """
 
@@ -16,10 +16,23 @@ import json
 import re
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 EXPRESSION_MAX_CHARS = 2048
-VARIABLES = ("args", "output", "context", "agent", "run", "tool")
+Subject = Literal["call", "answer"]
+"""What an expression asks about."""
+VARIABLES: dict[Subject, tuple[str, ...]] = {
+    "call": ("args", "context", "agent", "run", "tool"),
+    "answer": ("output", "context", "agent", "run"),
+}
+ALL_VARIABLES = tuple(dict.fromkeys(name for names in VARIABLES.values() for name in names))
+MEMBERS = {
+    "agent": ("name",),
+    "run": ("name", "namespace"),
+    "tool": ("name", "kind", "server", "readOnly", "destructive", "idempotent"),
+}
+"""All that these variables have; what the others have is up to the model and to tools."""
 CHILD_CPU_SECONDS = 1
 CHILD_SECONDS = 3.0
 """How long the process may take, however busy the machine is."""
@@ -33,13 +46,17 @@ class CelError(ValueError):
     """An expression that does not compile, or has no true or false to say. The text is one line."""
 
 
-def check(expression: str) -> None:
-    """Check that an expression compiles and may be true or false.
+def check(expression: str, subject: Subject) -> None:
+    """Check that an expression compiles, names only what is known of its subject, and may be true or false.
 
     Raises:
-        CelError: It does not; the text has `line:column: what is wrong`.
+        CelError: It does not; the text has `line:column: what is wrong`, but for a member that does not exist no place.
     """
-    _compile(expression)
+    compiled, _ = _compile(expression, VARIABLES[subject])
+    for variable, member in _members_read(compiled):
+        has = MEMBERS.get(variable)
+        if has is not None and member not in has:
+            raise CelError(f"there is no {variable}.{member}; {variable} has {', '.join(has)}")
 
 
 def evaluate(expression: str, variables: dict[str, Any]) -> bool:
@@ -47,7 +64,7 @@ def evaluate(expression: str, variables: dict[str, Any]) -> bool:
 
     Args:
         expression: The expression.
-        variables: JSON values by name. One of `VARIABLES` that is absent is an error where the expression needs it.
+        variables: JSON values by name, of `VARIABLES`. One that is absent is an error where the expression needs it.
 
     Raises:
         CelError: It does not compile, fails, takes too long, or comes to neither true nor false.
@@ -57,35 +74,35 @@ def evaluate(expression: str, variables: dict[str, Any]) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _compile(expression: str) -> tuple[Any, bool]:
+def _compile(expression: str, variables: tuple[str, ...] = ALL_VARIABLES) -> tuple[Any, bool]:
     """Return the compiled expression, and whether it costs no more than it is long."""
     if len(expression) > EXPRESSION_MAX_CHARS:
         raise CelError(f"the expression is longer than {EXPRESSION_MAX_CHARS} characters")
     from cel_expr_python import cel
 
     try:
-        compiled = _environment().compile(expression)
+        compiled = _environment(variables).compile(expression)
     except RuntimeError as error:
         raise CelError(_compile_problem(str(error))) from None
     kind = compiled.return_type()
     if kind not in (cel.Type.BOOL, cel.Type.DYN):
         raise CelError(f"the expression is of type {kind.name().lower()}; it has to be true or false")
     try:
-        _environment(without_comprehensions=True).compile(expression)
+        _environment(variables, without_comprehensions=True).compile(expression)
     except RuntimeError:
         return compiled, False
     return compiled, expression.count("matches") <= MATCHES_MAX
 
 
 @functools.cache
-def _environment(*, without_comprehensions: bool = False) -> Any:
+def _environment(variables: tuple[str, ...], *, without_comprehensions: bool = False) -> Any:
     """Return what compiles expressions; if so, only those without `all`, `exists`, `filter`, `map` and their like."""
     from cel_expr_python import cel
 
     more: dict[str, Any] = {}
     if without_comprehensions:
         more["config"] = cel.NewEnvConfigFromYaml("stdlib: {include_macros: [has]}")
-    return cel.NewEnv(variables=dict.fromkeys(VARIABLES, cel.Type.DYN), **more)
+    return cel.NewEnv(variables=dict.fromkeys(variables, cel.Type.DYN), **more)
 
 
 def _evaluate(compiled: Any, variables: dict[str, Any]) -> bool:
@@ -115,6 +132,54 @@ def _compile_problem(text: str) -> str:
 def _problem(text: str) -> str:
     words = re.sub(r"^[A-Z_]+: |\s*\[[A-Z_]+\]\s*$", "", text)
     return " ".join(words.split())[:_PROBLEM_MAX_CHARS]
+
+
+# ── What is read ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+# Numbers of fields in `cel.expr.CheckedExpr`, the only form in which the library shows what it has parsed.
+_CHECKED_EXPR, _EXPR = 2, 4
+_IDENT, _SELECT, _CALL, _LIST, _STRUCT, _COMPREHENSION = 4, 5, 6, 7, 8, 9
+
+
+def _members_read(compiled: Any) -> Iterator[tuple[str, str]]:
+    """Return each variable of which a member is read, as `agent.name` or `has(agent.name)`, and the member."""
+    checked = dict(_fields(compiled.serialize()))[_CHECKED_EXPR]
+    return _members_in(dict(_fields(checked))[_EXPR], frozenset())
+
+
+def _members_in(expr: bytes, hidden: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """Return those in a part of it; `hidden` are names that a comprehension gives another meaning there."""
+    for kind, content in _fields(expr):
+        fields = list(_fields(content))
+        if kind == _SELECT:
+            operand, member = dict(fields)[1], dict(fields)[2].decode()
+            ident = dict(_fields(operand)).get(_IDENT)
+            name = dict(_fields(ident))[1].decode() if ident is not None else None
+            if name is not None and name not in hidden:
+                yield name, member
+        elif kind == _STRUCT:
+            fields = [field for _, entry in fields for field in _fields(entry)]
+        elif kind == _COMPREHENSION:
+            variables = {name.decode() for number, name in fields if number in (1, 3, 8)}
+            for number, part in fields:
+                if number in (5, 6, 7):
+                    yield from _members_in(part, hidden | variables)
+        for number, part in fields:
+            if number in _PARTS.get(kind, ()):
+                yield from _members_in(part, hidden)
+
+
+_PARTS = {_SELECT: (1,), _CALL: (1, 3), _LIST: (1,), _STRUCT: (3, 4), _COMPREHENSION: (2, 4)}
+"""By the kind of an expression, its fields that are expressions in which names mean what they do outside."""
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """Return number and content of each field of a message of Protocol Buffers that is text or a message itself."""
+    from google.protobuf.empty_pb2 import Empty
+    from google.protobuf.unknown_fields import UnknownFieldSet
+
+    fields: Any = UnknownFieldSet(Empty.FromString(message))  # a sequence, which its stubs do not say
+    return ((one.field_number, one.data) for one in fields if one.wire_type == 2)
 
 
 # ── The process ────────────────────────────────────────────────────────────────────────────────────────────────────

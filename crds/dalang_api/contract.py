@@ -696,6 +696,8 @@ class ToolOutcome(Wire):
     """The tool was not run, since it is not what was approved any more: a human has to decide about this."""
     not_run: bool | None = None
     """The tool was certainly not run; `output` says why."""
+    not_run_because: str | None = None
+    """Why it was not, for people, where `output` also says what the model may do about it."""
 
 
 class Retrying(Wire):
@@ -1009,7 +1011,7 @@ class SummaryReply(Wire):
 
 
 class CreatedRun(Wire):
-    """Result of the activity `createRun`: the AgentRun of a firing; without one there will be none, for the reason."""
+    """Result of the activity `createRun`: the AgentRun that a firing waits for; without one it ends, or fails with the problem."""
 
     run: RunIdentity | None = None
     problem: str | None = None

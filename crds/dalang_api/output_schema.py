@@ -54,6 +54,11 @@ class OutputSchemaError(ValueError):
 class AnswerError(ValueError):
     """The answer does not fit; the text is written for the model."""
 
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}. {_AGAIN}")
+        self.problem = problem
+        """What is wrong alone, without a full stop: for people."""
+
 
 # ── The schema ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -219,14 +224,14 @@ def fit(schema: dict[str, Any], text: str) -> dict[str, Any]:
     try:
         problems = list(_first(_validator()(schema).iter_errors(answer), 5))
     except (_OverBudgetError, RecursionError):
-        raise AnswerError(f"The answer is too large or too deep to be checked against the schema. {_AGAIN}") from None
+        raise AnswerError("The answer is too large or too deep to be checked against the schema") from None
     except ArithmeticError:
-        raise AnswerError(f"The answer holds a number that cannot be checked. {_AGAIN}") from None
+        raise AnswerError("The answer holds a number that cannot be checked") from None
     finally:
         _METER.reset(token)
     if problems:
         told = "; ".join(_explain(problem) for problem in problems if isinstance(problem, Misfit))
-        raise AnswerError(f"The answer does not fit the schema: {told}. {_AGAIN}")
+        raise AnswerError(f"The answer does not fit the schema: {told}")
     return answer
 
 
@@ -247,17 +252,17 @@ _FENCE = re.compile(r"^[ \t]*```[a-zA-Z0-9_-]*[ \t]*\n(.*?)^[ \t]*```", re.MULTI
 def _find_object(text: str) -> dict[str, Any]:
     size = len(text.encode(errors="replace"))
     if size > ANSWER_MAX_BYTES:
-        raise AnswerError(f"The answer is {size} bytes long; at most {ANSWER_MAX_BYTES} are taken. {_AGAIN}")
+        raise AnswerError(f"The answer is {size} bytes long; at most {ANSWER_MAX_BYTES} are taken")
     try:
         found: Any = _parse(text.strip())
     except ValueError as error:
         found = _only_object(text, error)
     if not isinstance(found, dict):
-        raise AnswerError(f"The answer is no JSON object. {_AGAIN}")
+        raise AnswerError("The answer is no JSON object")
     try:
         check_json(found)
     except ValueError as error:
-        raise AnswerError(f"The answer cannot be used: at {error}. {_AGAIN}") from None
+        raise AnswerError(f"The answer cannot be used: at {error}") from None
     return found
 
 
@@ -268,8 +273,8 @@ def _only_object(text: str, error: ValueError) -> dict[str, Any]:
     if len(objects) == 1:
         return objects[0]
     if objects:
-        raise AnswerError(f"The answer holds more than one JSON object. {_AGAIN}")
-    raise AnswerError(f"The answer is no JSON object: {str(error)[:200]}. {_AGAIN}")
+        raise AnswerError("The answer holds more than one JSON object")
+    raise AnswerError(f"The answer is no JSON object: {str(error)[:200]}")
 
 
 def _objects(text: str) -> list[dict[str, Any]]:

@@ -421,6 +421,21 @@ def test_an_approval_stays_with_its_run(shell: Shell) -> None:
     assert "ownerReferences" not in shell.get("agentapproval")["metadata"]
 
 
+def test_the_label_by_which_people_find_an_approval_stays(shell: Shell) -> None:
+    labels = {"dalang.dev/run": "refund"}
+    assert shell.run(OPERATOR, "create", "-f", "-", stdin=approval(REQUEST, labels=labels)) == ""
+    complaint = (
+        f"{DENIED}only the operator changes an approval's label dalang.dev/run: eve may not patch agentruns/status in "
+        f"namespace {shell.namespace}"
+    )
+    for change in (["dalang.dev/run=lunch", "--overwrite"], ["dalang.dev/run-"]):
+        assert complaint in shell.run("eve", "label", "agentapproval", "x", *change)
+    assert shell.run("eve", "label", "agentapproval", "x", "team=shop") == "", "any other is nobody's business"
+    assert shell.patch("ada", APPROVE) == ""
+    assert shell.get("agentapproval")["metadata"]["labels"] == {**labels, "team": "shop"}
+    assert shell.run(OPERATOR, "label", "agentapproval", "x", "dalang.dev/run-") == ""
+
+
 def test_nobody_else_keeps_an_approval_from_going(shell: Shell) -> None:
     shell.ask()
 

@@ -281,7 +281,7 @@ def test_decided_already(shell: Shell) -> None:
     code, _, err = shell.run("eve", "reject", "x", "--reason", "No.", "--yes")
     assert code == 3
     said = f"error: x is decided already: Approve by {shell.user('ada')}"
-    assert err == f"{said} (not proven); it is Pending\n", "nobody has looked yet whether it is"
+    assert err == f"{said} (not yet proven); it is Pending\n", "nobody has looked yet whether it is"
     shell.write_status({"state": "Delivered", "decidedBy": shell.user("ada")})
     code, _, err = shell.run("eve", "reject", "x", "--reason", "No.", "--yes")
     assert (code, err) == (3, f"{said}; it is Delivered\n")
@@ -335,6 +335,9 @@ def test_nothing_proves_who_decides(shell: Shell) -> None:
     )
     code, _, err = finished(process)
     assert (code, err) == (4, f"Not delivered: PolicyMissing. {said}\n")
+    code, out, err = shell.run("viewer", "approvals")
+    assert (code, err) == (0, ""), "somebody has to see to it"
+    assert out.splitlines()[1].endswith(f"  Approve is not delivered: PolicyMissing. {said}")
 
 
 def test_the_operator_is_away(shell: Shell) -> None:

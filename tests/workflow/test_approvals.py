@@ -91,6 +91,7 @@ async def test_the_model_is_told_what_a_human_decided(
     assert lines(notes) == made
     (end,) = ended.report.ended_approvals or []
     assert "do not fit" in (end.note or "") if told == "do not fit" else end.note is None
+    assert "Call it again" not in (end.note or "")
 
 
 async def test_only_what_the_expression_says_is_asked(world: "World") -> None:
@@ -317,14 +318,53 @@ async def test_a_decision_about_an_approval_made_anew_needs_its_uid(world: "Worl
     assert [end.decision for end in ended.report.ended_approvals or []] == ["Reject"]
 
 
-async def test_a_cancel_ends_what_is_pending(world: "World") -> None:
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param("call", id="a call"),
+        pytest.param("answer", id="an answer"),
+        pytest.param("nested", id="a called agent's"),
+    ],
+)
+async def test_a_cancel_ends_what_is_pending_and_says_that_a_human_was_awaited(world: "World", what: str) -> None:
+    called = calls(note(world.path / "n", "x"))
     async with world.serving():
-        run = await world.start(calls(note(world.path / "n", "x")), agent=asks())
+        if what == "call":
+            run = await world.start(called, agent=asks())
+        elif what == "answer":
+            run = await world.start({"text": "Plan B."}, agent={"output_approval": ApprovalPolicy()})
+        else:
+            run = await world.start_team(
+                [
+                    world.agent("desk", tools=[ToolBinding(name="clerk", agent="clerk")]),
+                    world.agent("clerk", model="b", **asks()),
+                ],
+                [
+                    world.model("gpt", await world.script(calls(("clerk", {"message": "Pay."})))),
+                    world.model("b", await world.script(called)),
+                ],
+            )
         await run.pending()
         await run.handle.cancel()
         ended = await run.end()
     assert (ended.outcome, ended.report.pending_approvals) == ("Cancelled", None)
-    assert [end.state for end in ended.report.ended_approvals or []] == ["Expired"]
+    assert ended.report.message == "Cancelled while waiting for a human's decision"
+    (end,) = ended.report.ended_approvals or []
+    assert (end.state, (end.note or "").endswith("so it was not approved")) == ("Expired", True)
+
+
+async def test_a_cancel_while_a_human_is_asked_and_a_tool_runs_names_the_tool(world: "World") -> None:
+    """A human is waited for as long as it takes; what is at work is what kept the run from going on."""
+    started = world.path / "started"
+    waits = ("wait_for", {"file": str(world.path / "never"), "started": str(started)})
+    tools = [*asks()["tools"], ToolBinding(name="wait_for", function="wait_for")]
+    async with world.serving():
+        run = await world.start(calls(note(world.path / "n", "x"), waits), agent={"tools": tools})
+        await run.pending()
+        await world.eventually(started.exists)
+        await run.handle.cancel()
+        ended = await run.end()
+    assert ended.report.message == "Cancelled while waiting for tool wait_for of support (turn 1)"
 
 
 async def test_an_answer_may_need_approval(world: "World") -> None:
@@ -337,7 +377,14 @@ async def test_an_answer_may_need_approval(world: "World") -> None:
         await run.decide(first, "Reject", reason="Not on a Sunday.")
         await world.eventually(lambda: run.last_report.pending_approvals not in (None, [first]))
         (second,) = await run.pending()
-        await run.decide(second, "Approve", override={"day": 3})
+        await run.decide(second, "Approve", override={"day": "Monday"})
+        await world.eventually(lambda: run.last_report.pending_approvals not in (None, [second]))
+        (third,) = await run.pending()
+        problem = "at day: 'Monday' is not of type 'integer'"
+        assert third.question.endswith(
+            f"(The changed answer did not fit: The answer does not fit the schema: {problem})"
+        )
+        await run.decide(third, "Approve", override={"day": 3})
         ended = await run.end()
     assert (ended.outcome, ended.report.structured_output, ended.report.turns) == ("Succeeded", {"day": 3}, 2)
     *_, conversation = await run.conversations()

@@ -459,6 +459,17 @@ async def test_a_closed_session_refuses_the_queued_at_once_whatever_the_run_unde
     assert all(len(session.reports_of(run)) == 1 for run in (*queued, late))
 
 
+async def test_a_run_that_is_cancelled_while_it_waits_for_a_human_says_so(world: "World") -> None:
+    tool = ToolBinding(name="weather", function="weather", approval=contract.ApprovalPolicy())
+    async with world.serving():
+        session = await world.start_session(calls(("weather", {"city": "Ubud"})), agents=[world.agent(tools=[tool])])
+        waiting = await session.send("pay")
+        await world.eventually(partial(asked_by, session, waiting))
+        await session.cancel(waiting)
+        ended = await session.ended(waiting)
+    assert (ended.reason, ended.message) == ("Cancelled", "Cancelled while waiting for a human's decision")
+
+
 async def test_a_run_whose_end_got_lost_can_be_cancelled(world: "World") -> None:
     async with world.serving():
         session = await world.start_session(ECHO, loop=True)

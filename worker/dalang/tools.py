@@ -25,6 +25,11 @@ _REGISTRY: dict[str, "ToolFunction"] = {}
 class ArgumentsError(ValueError):
     """The model's arguments do not fit the function; the text is written for the model."""
 
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem} Call it again with arguments that match its schema.")
+        self.problem = problem
+        """What is wrong alone: for people."""
+
 
 RETRYABLE_ATTEMPTS = 3
 """How often a tool that raises `ToolError(retryable=True)` is run in all, unless its `attempts` says otherwise."""
@@ -62,7 +67,7 @@ class ToolFunction(RegisteredFunction):
         try:
             parsed = self.arguments.model_validate_json(arguments.strip() or "{}")
         except ValidationError as error:
-            raise ArgumentsError(_explain(self.name, error)) from error
+            raise ArgumentsError(describe_misfit(self.name, error)) from error
         return {str(field.alias): getattr(parsed, place) for place, field in self.arguments.model_fields.items()}
 
 
@@ -174,10 +179,6 @@ def _field(tool_name: str, parameter: inspect.Parameter, hint: Any, description:
     # description=None would take away the one that an Annotated has.
     more: dict[str, Any] = {} if description is None else {"description": description}
     return hint, Field(default, alias=parameter.name, **more)
-
-
-def _explain(name: str, error: ValidationError) -> str:
-    return f"{describe_misfit(name, error)} Call it again with arguments that match its schema."
 
 
 def describe_misfit(name: str, error: ValidationError) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
-from dalang_api.v1alpha1.conditions import ConditionType, Reason
+from dalang_api.v1alpha1.conditions import ConditionType
 
-from dalang_cli.approvals.show import Json, deletion_words, state
+from dalang_cli.approvals.show import Json, condition, deletion_words, held_back, state
 from dalang_cli.cluster import ClusterError
 
 LOOK_SECONDS = 0.25
@@ -50,7 +50,7 @@ class GetPort(Protocol):
 
 def outcome(found: Json) -> Outcome | None:
     """Return what became of a decision by its object; None: nothing yet, and the operator is about to tell."""
-    ready = _condition(found, ConditionType.READY)
+    ready = condition(found, ConditionType.READY)
     words = ready.get("message") or ""
     match state(found):
         case "Applied":
@@ -59,12 +59,8 @@ def outcome(found: Json) -> Outcome | None:
             return Outcome(ExitCode.DONE, f"Delivered. {words}", may_change=True)
         case "Expired" | "Superseded" as ended:
             return Outcome(ExitCode.TOO_LATE, f"{ended}. {words}")
-    proven = _condition(found, ConditionType.PROVEN)
-    # `Pending` is tried again by itself. Any other reason is for somebody else to mend.
-    for condition in (proven, ready):
-        if condition.get("status") == "False" and condition.get("reason") != Reason.PENDING:
-            return Outcome(ExitCode.NOT_DELIVERED, f"Not delivered: {condition['reason']}. {condition['message']}")
-    return None
+    held = held_back(found)
+    return Outcome(ExitCode.NOT_DELIVERED, f"Not delivered: {held}") if held else None
 
 
 def wait(
@@ -105,12 +101,7 @@ _DELETED = Outcome(
 def _why(found: Json) -> str:
     if deletion := deletion_words(found):
         return deletion
-    ready = _condition(found, ConditionType.READY)
+    ready = condition(found, ConditionType.READY)
     if ready.get("lastTransitionTime", "1970").startswith("1970"):  # as by schema default
         return "the operator has not looked at it. Is it running? The decision is kept, and delivered when it is"
     return str(ready["message"])
-
-
-def _condition(found: Json, type_: ConditionType) -> Json:
-    conditions = (found.get("status") or {}).get("conditions") or []
-    return next((each for each in conditions if each["type"] == type_), {})

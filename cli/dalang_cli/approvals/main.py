@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal
 
+from dalang_api.printable import printable
 from rich.console import Console
 from rich.text import Text
 
@@ -38,7 +39,9 @@ def approvals(argv: list[str]) -> int:
     """Run `dalang approvals ARGV`; returns the exit code."""
     parser = command_parser("approvals", "Lists what waits for a human.")
     parser.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces")
-    parser.add_argument("--all", action="store_true", help="also what has been decided, or need not be any more")
+    parser.add_argument(
+        "--all", action="store_true", help="also what has been decided and delivered, or need not be any more"
+    )
     parser.add_argument(
         "-w", "--watch", action="store_true", help="go on with each that is new or changes, until Ctrl-C"
     )
@@ -53,7 +56,7 @@ def approvals(argv: list[str]) -> int:
 
 def _list(cluster: Cluster, options: argparse.Namespace) -> int:
     items, version = cluster.list_all(everywhere=options.all_namespaces)
-    items = [each for each in items if options.all or show.is_open(each)]
+    items = [each for each in items if options.all or _needs_somebody(each)]
     items.sort(key=lambda each: each["metadata"]["creationTimestamp"])
     printer = _Printer(options)
     printer.print_all(items)
@@ -65,6 +68,11 @@ def _list(cluster: Cluster, options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         pass  # the way to end it
     return ExitCode.DONE
+
+
+def _needs_somebody(approval: show.Json) -> bool:
+    """Return whether it waits for a human to decide it, or to mend what keeps the decision back."""
+    return show.is_open(approval) or show.held_back(approval) is not None
 
 
 class _Printer:
@@ -96,7 +104,7 @@ class _Printer:
     def print_change(self, each: show.Json) -> None:
         """Print one that is new, or that looks other than when it was printed."""
         is_known = each["metadata"]["uid"] in self._shown
-        if not (is_known or self._options.all or show.is_open(each)) or not self._remember(each):
+        if not (is_known or self._options.all or _needs_somebody(each)) or not self._remember(each):
             return
         if self._options.output == "json":
             _print(json.dumps(each))
@@ -104,7 +112,8 @@ class _Printer:
             self._print_rows([each])
 
     def _remember(self, each: show.Json) -> bool:
-        looks = each["metadata"]["resourceVersion"] if self._options.output == "json" else show.state_words(each)
+        version, words = each["metadata"]["resourceVersion"], (show.state_words(each), show.held_back(each) or "")
+        looks = version if self._options.output == "json" else " ".join(words)
         uid = each["metadata"]["uid"]
         is_new = self._shown.get(uid) != looks
         self._shown[uid] = looks
@@ -150,11 +159,11 @@ def _decide(cluster: Cluster, options: argparse.Namespace, decision: Literal["Ap
     if not options.yes:
         _confirm(f"{decision}{' with these changes' if changed else ''}, as {user or 'yourself'}?")
     decided = decide(cluster, asked, decision, user=user, reason=options.reason, override=changed)
-    _print(f"Decided: {decision} by {show.printable(decided['spec'].get('decidedBy') or 'you')}.")
+    _print(f"Decided: {decision} by {printable(decided['spec'].get('decidedBy') or 'you')}.")
     if options.wait <= 0:
         return ExitCode.DONE
     came_to = wait(cluster, decided, options.wait)
-    print(show.printable(came_to.message), file=sys.stderr if came_to.code else sys.stdout)
+    print(printable(came_to.message), file=sys.stderr if came_to.code else sys.stdout)
     return came_to.code
 
 
@@ -162,7 +171,7 @@ def _confirm(question: str) -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise Stop(ExitCode.USAGE, "nothing was decided: there is no terminal to ask on; to decide without, add --yes")
     try:
-        answer = input(f"{show.printable(question)} [y/N] ")
+        answer = input(f"{printable(question)} [y/N] ")
     except EOFError:
         answer = ""
     if answer.strip().lower() not in {"y", "yes"}:
@@ -212,7 +221,7 @@ def _run(
 
 
 def _complain(code: ExitCode, why: Exception) -> int:
-    print(f"error: {show.printable(str(why))}", file=sys.stderr)
+    print(f"error: {printable(str(why))}", file=sys.stderr)
     return code
 
 

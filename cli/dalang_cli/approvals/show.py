@@ -12,6 +12,8 @@ from typing import Any
 
 from dalang_api.canonical import NotCanonicalError, canonical
 from dalang_api.contract import ApprovalTarget
+from dalang_api.printable import printable
+from dalang_api.v1alpha1.conditions import ConditionType, Reason
 from rich.text import Text
 
 from dalang_cli.approvals.override import ABSENT, changes, members
@@ -23,11 +25,6 @@ SOON_SECONDS = 3600.0
 """From when on an expiry is shown in red."""
 ANSWER = "(answer)"
 """Stands in the column TOOL where an agent's answer waits."""
-
-
-def printable(text: str) -> str:
-    """Return text on one line, with what a terminal does not print written as JSON would."""
-    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
 
 
 def pretty(value: Any) -> list[str]:
@@ -135,6 +132,8 @@ class Table:
         if self._with_state:
             cells += [(state_words(approval), "green" if is_open(approval) else ""), (printable(by(approval)), "")]
         cells += [(expires(approval, now), "red" if is_soon else ""), (_age(metadata["creationTimestamp"], now), "")]
+        if held := held_back(approval):
+            return [*cells, (printable(f"{spec['decision']} is not delivered: {held}"), "red")]
         return [*cells, (printable(spec["question"]), "")]
 
 
@@ -148,6 +147,23 @@ def is_open(approval: Json) -> bool:
     return state(approval) == "Pending" and not approval["spec"].get("decision")
 
 
+def held_back(approval: Json) -> str | None:
+    """Return why a decision is not delivered until somebody mends that: `PolicyMissing. It is …`; None where it is not so."""
+    if state(approval) != "Pending" or not approval["spec"].get("decision"):
+        return None
+    for each in (condition(approval, ConditionType.PROVEN), condition(approval, ConditionType.READY)):
+        # `Pending` is tried again by itself.
+        if each.get("status") == "False" and each.get("reason") != Reason.PENDING:
+            return f"{each['reason']}. {each['message']}"
+    return None
+
+
+def condition(approval: Json, type_: ConditionType) -> Json:
+    """Return a condition; an empty one where there is none of that type."""
+    conditions = (approval.get("status") or {}).get("conditions") or []
+    return next((each for each in conditions if each["type"] == type_), {})
+
+
 def state_words(approval: Json) -> str:
     """Return the state and the decision: `Pending`, `Applied,Approve`."""
     decision = approval["spec"].get("decision")
@@ -155,11 +171,12 @@ def state_words(approval: Json) -> str:
 
 
 def by(approval: Json) -> str:
-    """Return who decided: as the run was told, else who is said to have, which nothing proves."""
+    """Return who decided: as the run was told, else who is said to have, which nothing proves, or nobody has looked into."""
     proven, said = (approval.get("status") or {}).get("decidedBy"), approval["spec"].get("decidedBy")
-    if proven:
-        return str(proven)
-    return f"{said} (not proven)" if said else "-"
+    if proven or not said:
+        return str(proven or "-")
+    is_open_yet = state(approval) == "Pending" and condition(approval, ConditionType.PROVEN).get("status") != "False"
+    return f"{said} ({'not yet' if is_open_yet else 'not'} proven)"
 
 
 def tool_words(approval: Json) -> str:

@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+from dalang_api.printable import printable
 from dalang_api.v1alpha1.agentrun import AgentRun
 from dalang_api.v1alpha1.agentsession import AgentSession
 from rich.console import Console
 from temporalio.client import Client
 
-from dalang_cli.approvals.show import printable
 from dalang_cli.cluster import ClusterError, ConfigError, Connection, Json, Kind, command_parser
 from dalang_cli.naming import NameProblem, find
 from dalang_cli.transcript import temporal

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
+from dalang_api.printable import printable
 from rich.text import Text
 
-from dalang_cli.approvals.show import arguments_lines, printable
+from dalang_cli.approvals.show import arguments_lines
 from dalang_cli.transcript.entries import Entry, Kind
 
 TIME_WIDTH = len("00:00:00 ")

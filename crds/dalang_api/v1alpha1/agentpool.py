@@ -164,7 +164,8 @@ class ApprovalFloor(ApprovalPolicy):
         list[Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_.*?-]+$")]],
         Field(min_length=1, max_length=64, json_schema_extra=LIST_SET),
     ]
-    """Names of tools as the model sees them; `*` and `?` stand for any characters and any one, as in `process_*`."""
+    """Names of tools as the model sees them, or of what is behind them: the function, the server's tool, the agent. `*` and
+    `?` stand for any characters and any one, as in `process_*`."""
 
 
 class Scaling(ApiModel):

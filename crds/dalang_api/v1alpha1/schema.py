@@ -188,9 +188,9 @@ class ApprovalPolicy(ApiModel):
     )
 
     when: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
-    """A CEL expression that is true when a human has to be asked, such as `args.amount > 100`. It sees `args` (or `output`,
-    for an answer), `context`, `agent`, `run` and `tool`. One that fails when it is evaluated means that a human is asked.
-    Default: always."""
+    """A CEL expression that is true when a human has to be asked, such as `args.amount > 100`. It sees `args` and `tool` of a
+    call, or the `output` of an answer; and `context`, `agent` and `run`. One that fails when it is evaluated means that a human
+    is asked. Default: always."""
     question: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """What the human is asked. Where more than one asks, the pool's question comes first, then that of the tool's author,
     then the Agent's. Default: made of the names of the agent, the tool and what is behind it."""

@@ -79,6 +79,8 @@ class Intake:
         before = self._cache.store(kind).get(key_of(obj))
         if kind in _MARKED and before is not None and uid_of(before) != uid_of(obj):
             self._mark_gone(kind, before)
+        if kind == "AgentApproval" and before is not None and uid_of(before) != uid_of(obj):
+            self._mark_approval_gone(before)
         if kind == "AgentRun" and session_of(obj) is not None:
             self._sessions.versions.setdefault(uid_of(obj), version_of(obj))
         if self._cache.store(kind).put(obj):
@@ -93,7 +95,7 @@ class Intake:
         if kind in _MARKED:
             self._mark_gone(kind, obj)
         if kind == "AgentApproval":
-            self._approvals.gone[key_of(obj)] = ObjectKey(key_of(obj).namespace, obj["spec"]["runRef"]["name"])
+            self._mark_approval_gone(obj)
         self._cache.store(kind).drop(obj)
         self._enqueue(wakes(self._cache, kind, obj))
         if kind == "AgentRun":
@@ -122,6 +124,10 @@ class Intake:
         for kind, queue in self._queues.items():
             for key in self._cache.store(kind):
                 queue.add(key)
+
+    def _mark_approval_gone(self, approval: Json) -> None:
+        key = key_of(approval)
+        self._approvals.gone[key] = ObjectKey(key.namespace, approval["spec"]["runRef"]["name"])
 
     def _mark_gone(self, kind: str, obj: Json) -> None:
         key, uid = key_of(obj), uid_of(obj)

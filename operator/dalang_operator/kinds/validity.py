@@ -41,12 +41,11 @@ def output_schema_is_one(agent: Json, _: ConfigMaps) -> str | None:
 def approvals_compile(agent: Json, _: ConfigMaps) -> str | None:
     """What decides whether a human is asked can be evaluated."""
     spec = agent["spec"]
-    policies = [
+    of_calls = [
         (f"tools[{tool['name']}].approval", tool["approval"]) for tool in spec.get("tools", ()) if "approval" in tool
     ]
-    if "approval" in spec.get("output", {}):
-        policies.append(("output.approval", spec["output"]["approval"]))
-    return expression_problem(policies)
+    of_answers = [("output.approval", spec["output"]["approval"])] if "approval" in spec.get("output", {}) else []
+    return expression_problem(of_calls, "call") or expression_problem(of_answers, "answer")
 
 
 def tools_have_names_of_their_own(agent: Json, _: ConfigMaps) -> str | None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from dalang_api.contract import ApprovalEnd, ApprovalRequest, RunReport, WorkflowTarget
+from dalang_api.printable import printable
 from dalang_api.v1alpha1.conditions import Reason
 
 from dalang_operator.kinds.agentapproval.plan import (
@@ -31,7 +32,7 @@ from dalang_operator.kube.client import KubeClient
 from dalang_operator.kube.errors import AlreadyExists, Conflict, NotFound
 from dalang_operator.kube.events import tell_event
 from dalang_operator.kube.resources import AGENT_APPROVALS, AGENT_RUNS, Json, ObjectKey, controller_uid, uid_of
-from dalang_operator.kube.status import write_status
+from dalang_operator.kube.status import MESSAGE_MAX, clip, write_status
 from dalang_operator.reporter.local import LocalRuns
 
 logger = logging.getLogger(__name__)
@@ -173,7 +174,8 @@ class ApprovalWriter:
         }
         patch = '{"spec":{"decision":"Approve"}}'
         command = f"kubectl patch agentapproval {request.name} -n {target.namespace} --type merge -p '{patch}'"
-        behind = f" Behind it: {request.target.words}." if request.target else ""
+        behind = f" Behind it: {printable(request.target.words)}." if request.target else ""
+        remedy = f"{behind} Decide with: {command}"
         await tell_event(
             self.kube,
             run,
@@ -181,7 +183,7 @@ class ApprovalWriter:
             kind="Normal",
             reason=Reason.AWAITING_APPROVAL,
             action="Ask",
-            note=f"{request.question}{behind} Decide with: {command}",
+            note=clip(printable(request.question), max(1, MESSAGE_MAX - len(remedy))) + remedy,
             now=self.now(),
         )
 

@@ -796,6 +796,30 @@ def test_who_takes_the_name_before_it_is_asked(desk: "Shop", system: "System", h
     assert call["time"] > begun
 
 
+@pytest.mark.parametrize("how", ["unowned", "altered"])
+def test_who_puts_another_in_the_place_of_what_is_asked(desk: "Shop", system: "System", how: str) -> None:
+    """As a backup does that is restored: there is no moment at which the operator finds nothing there."""
+    name = f"restored-{how}"
+    run = asking(desk, name, pays(name), TOLD)
+    asked = run.ask()
+    restored = approval_of(run)
+    assert restored["metadata"]["name"] == asked
+    if how == "unowned":
+        del restored["metadata"]["ownerReferences"]
+    system.request("DELETE", "AgentApproval", desk.namespace, asked)
+    system.request("POST", "AgentApproval", desk.namespace, body=restored)
+    remedy = f"kubectl delete agentapproval {asked} -n {desk.namespace}"
+    assert run.waits("NameConflict").endswith(remedy)
+    assert run.status["phase"] == "AwaitingApproval"
+    desk.delete("AgentApproval", asked)
+    system.wait_for("it is asked anew", lambda: desk.find("AgentApproval", asked))
+    assert desk.get("AgentApproval", asked)["spec"]["arguments"] == f'{{"amount":120,"key":"{name}"}}'
+    run.waits("AwaitingApproval")
+    desk.decide(asked)
+    run.answered()
+    assert len(desk.calls_of(name)) == 1
+
+
 @pytest.mark.parametrize(
     ("alter", "problem"),
     [

@@ -56,7 +56,7 @@ VARIABLES: dict[str, Any] = {
     ],
 )
 def test_what_an_expression_says(expression: str, result: bool) -> None:
-    cel.check(expression)
+    cel.check(expression, "call")
     assert cel.evaluate(expression, VARIABLES) is result
 
 
@@ -77,7 +77,7 @@ def test_what_an_expression_says(expression: str, result: bool) -> None:
     ],
 )
 def test_what_fails_at_run_time(expression: str, words: str) -> None:
-    cel.check(expression)
+    cel.check(expression, "answer" if "output" in expression else "call")
     with pytest.raises(cel.CelError) as raised:
         cel.evaluate(expression, VARIABLES)
     assert words in str(raised.value)
@@ -104,11 +104,54 @@ def test_a_number_beyond_64_bits_fails_whatever_is_asked_of_its_object() -> None
     ],
 )
 def test_what_does_not_compile(expression: str, words: str) -> None:
-    for attempt in (cel.check, lambda expression: cel.evaluate(expression, VARIABLES)):
+    for attempt in (lambda one: cel.check(one, "call"), lambda one: cel.evaluate(one, VARIABLES)):
         with pytest.raises(cel.CelError) as raised:
             attempt(expression)
         assert words in str(raised.value)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("subject", "expression", "words"),
+    [
+        ("call", "output.x > 1", "1:7: undeclared reference to 'output.x'"),
+        ("answer", "args.x > 1", "1:5: undeclared reference to 'args.x'"),
+        ("answer", "output.x > 1 && tool.readOnly", "1:21: undeclared reference to 'tool.readOnly'"),
+        ("call", "agent.foo == 'x'", "there is no agent.foo; agent has name"),
+        ("answer", "run.uid == 'x'", "there is no run.uid; run has name, namespace"),
+        ("call", "!tool.readonly", "there is no tool.readonly; tool has name, kind, server, readOnly, destructive"),
+        ("call", "has(tool.readonly) && args.x", "there is no tool.readonly"),
+        ("call", "agent.foo.bar == 'x'", "there is no agent.foo"),
+        ("call", "args.x.startsWith(agent.foo)", "there is no agent.foo"),
+        ("call", "agent.foo.startsWith('x')", "there is no agent.foo"),
+        ("call", "args.x in [agent.foo]", "there is no agent.foo"),
+        ("call", "{'x': agent.foo}.x == {agent.foo: 1}.y", "there is no agent.foo"),
+        ("call", "args.all(x, x == agent.foo)", "there is no agent.foo"),
+        ("call", "agent.foo.all(agent, agent.name == 'x')", "there is no agent.foo"),
+        ("call", "args.x.all(agent, agent.y) && agent.foo", "there is no agent.foo"),
+    ],
+)
+def test_what_names_something_that_is_never_there_does_not_compile(
+    subject: cel.Subject, expression: str, words: str
+) -> None:
+    with pytest.raises(cel.CelError) as raised:
+        cel.check(expression, subject)
+    assert str(raised.value).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("subject", "expression"),
+    [
+        ("answer", "output == 'yes' || output.x > 1"),
+        ("answer", "context.vip && agent.name == 'desk' && run.name == run.namespace"),
+        ("call", "args.agents.exists(agent, agent.foo == agent['bar'] && args.tools.all(tool, tool.of == agent.foo))"),
+        ("call", "args.agent.foo == context.run.uid"),
+        ("call", "tool['readOnly'] || 'x' in agent"),
+        ("call", " && ".join(f"tool.{member} != null" for member in cel.MEMBERS["tool"])),
+    ],
+)
+def test_what_may_be_there_compiles(subject: cel.Subject, expression: str) -> None:
+    cel.check(expression, subject)
 
 
 def nested(depth: int, inner: str, over: str = "[0,1,2,3,4,5,6,7,8,9]") -> str:

@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_told_to_the_model(text: str, words: str) -> None:
     with pytest.raises(AnswerError) as raised:
         fit(ORDER, text)
     assert words in str(raised.value)
-    assert str(raised.value).endswith(" Answer again with only a JSON object that fits.")
+    assert str(raised.value) == f"{raised.value.problem}. Answer again with only a JSON object that fits."
 
 
 def test_true_is_not_one() -> None:

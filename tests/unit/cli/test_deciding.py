@@ -25,7 +25,9 @@ def approval(
             id="decided",
         ),
         pytest.param(
-            approval(BOB), "x is decided already: Approve by bob (not proven); it is Pending", id="by whom it claims"
+            approval(BOB),
+            "x is decided already: Approve by bob (not yet proven); it is Pending",
+            id="by whom it claims",
         ),
         pytest.param(
             approval(status={"state": "Expired"}), "x need not be decided any more: it is Expired", id="expired"

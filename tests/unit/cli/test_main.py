@@ -151,7 +151,16 @@ def test_without_a_kubeconfig(
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     assert dalang.main(command.split()) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    assert capsys.readouterr().err.startswith(f"error: kubeconfig {tmp_path / 'none'}: ")
+
+
+def test_a_kubeconfig_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken").write_text("contexts: [")
+    for name in ("none", "broken"):
+        assert dalang.main(["approvals", "--kubeconfig", str(tmp_path / name)]) == 2
+        complaint = capsys.readouterr().err
+        assert complaint.startswith(f"error: kubeconfig {tmp_path / name}: ")
+        assert complaint.count("\n") == 1
 
 
 def test_a_server_that_is_not_there(

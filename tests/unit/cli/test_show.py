@@ -13,6 +13,19 @@ from rich.console import Console
 NOW = datetime(2026, 1, 2, 3, 9, 5, tzinfo=UTC)
 
 
+UNPROVEN = {
+    "state": "Pending",
+    "conditions": [
+        {"type": "Ready", "status": "False", "reason": "PolicyMissing", "message": "It is missing"},
+        {"type": "Proven", "status": "False", "reason": "PolicyMissing", "message": "It is missing"},
+    ],
+}
+AWAY = {
+    "state": "Pending",
+    "conditions": [{"type": "Ready", "status": "False", "reason": "Pending", "message": "Temporal is away"}],
+}
+
+
 def approval(*, status: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
     request = {
         "subject": "ToolCall",
@@ -66,22 +79,6 @@ def test_an_answer_that_is_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("Zoë 日本 🍕 “x”", "Zoë 日本 🍕 “x”"),
-        ("a\nb\tc", "a\\nb\\tc"),
-        ("\x1b[31m\x7f\x9b", "\\u001b[31m\\u007f\\u009b"),
-        ("abc\u202edcb\u2066", "abc\\u202edcb\\u2066"),
-        ("\u200b\u00a0\u2028\U000e0041", "\\u200b\\u00a0\\u2028\\udb40\\udc41"),
-    ],
-)
-def test_what_is_not_printed_is_written_out(text: str, shown: str) -> None:
-    assert show.printable(text) == shown
-    if "\\" in shown:
-        assert json.loads(f'"{shown}"') == text, "it is the same string in JSON"
-
-
-@pytest.mark.parametrize(
     "arguments",
     ['{"a": 1}', '{"a":1,"a":2}', "no JSON", '{"a":NaN}', '{"a":9007199254740993}', '{"a":1.0}', "[" * 65536],
 )
@@ -119,7 +116,10 @@ def test_the_table() -> None:
     ("asked", "words"),
     [
         pytest.param(approval(), "-", id="nobody"),
-        pytest.param(approval(decidedBy="bob"), "bob (not proven)", id="claimed"),
+        pytest.param(approval(decidedBy="bob"), "bob (not yet proven)", id="claimed, and nobody has looked"),
+        pytest.param(
+            approval(decidedBy="bob", status=UNPROVEN), "bob (not proven)", id="claimed, and nothing proves it"
+        ),
         pytest.param(approval(decidedBy="bob", status={"state": "Applied"}), "bob (not proven)", id="an unproven veto"),
         pytest.param(approval(decidedBy="ada", status={"decidedBy": "ada"}), "ada", id="as the run was told"),
         pytest.param(approval(decidedBy="bob", status={"decidedBy": "ada"}), "ada", id="which is what counts"),
@@ -127,6 +127,24 @@ def test_the_table() -> None:
 )
 def test_who_decided(asked: dict[str, Any], words: str) -> None:
     assert show.by(asked) == words
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        pytest.param(approval(decision="Approve", status=UNPROVEN), "PolicyMissing. It is missing", id="no policy"),
+        pytest.param(approval(decision="Approve", status=AWAY), None, id="tried again by itself"),
+        pytest.param(approval(decision="Approve"), None, id="nobody has looked yet"),
+        pytest.param(approval(status=UNPROVEN), None, id="undecided"),
+        pytest.param(
+            approval(decision="Reject", status={**UNPROVEN, "state": "Delivered"}), None, id="delivered all the same"
+        ),
+    ],
+)
+def test_why_a_decision_is_held_back(asked: dict[str, Any], why: str | None) -> None:
+    assert show.held_back(asked) == why
+    _, line = show.Table(with_namespace=False, with_state=False).lines([asked], NOW)
+    assert line.plain.endswith(f"  Approve is not delivered: {why}" if why else "  Pay it back?")
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ from temporalio import activity
 
 @activity.defn(name=contract.CHECK_ANSWER_ACTIVITY)
 async def check_answer(check: AnswerCheck) -> str | None:
-    """Return what is wrong with the answer, or None."""
+    """Return what is wrong with the answer, for people; or None."""
     try:
         output_schema.fit(check.output_schema, json.dumps(check.answer))
-    except (output_schema.AnswerError, output_schema.OutputSchemaError) as error:
+    except output_schema.AnswerError as error:
+        return error.problem
+    except output_schema.OutputSchemaError as error:
         return str(error)
     return None

@@ -118,8 +118,7 @@ def _check_changed(call: ToolCall, tool: McpTool) -> None:
         output_schema.check(tool.schema)
         output_schema.fit(tool.schema, call.arguments)
     except output_schema.AnswerError as error:
-        words = str(error).split(" Answer again", 1)[0]
-        raise _ArgumentsError(f"{CHANGED_DO_NOT_FIT} {words}") from None
+        raise _ArgumentsError(f"{CHANGED_DO_NOT_FIT} {error.problem}.") from None
     except output_schema.OutputSchemaError:
         return
 

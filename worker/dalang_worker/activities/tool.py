@@ -71,7 +71,8 @@ class ToolActivity:
         except UnshowableError as error:
             return _not_run(f"Not run: {error}.")
         except ArgumentsError as error:
-            return _not_run(f"{CHANGED_DO_NOT_FIT} {error}" if call.approved_arguments is not None else str(error))
+            which = "" if call.approved_arguments is None else f"{CHANGED_DO_NOT_FIT} "
+            return _not_run(f"{which}{error}", f"{which}{error.problem}")
         info = activity.info()
         run = calling_run(call, info)
         arguments = function.with_context(arguments, context_of(call, run))
@@ -210,9 +211,12 @@ def _decode(value: bytes) -> str:
         )
 
 
-def _not_run(message: str) -> ToolOutcome:
-    # An attempt before this one may have been lost while it ran.
-    return _failed(message).model_copy(update={"not_run": activity.info().attempt == 1 or None})
+def _not_run(message: str, because: str | None = None) -> ToolOutcome:
+    """Return that the tool did not run; `because` is why, for people, where the message holds more than that."""
+    if activity.info().attempt > 1:  # one before may have been lost while it ran
+        return _failed(message)
+    why = because and cut(because, contract.TOOL_OUTPUT_MAX_BYTES)
+    return _failed(message).model_copy(update={"not_run": True, "not_run_because": why})
 
 
 def _failed(message: str) -> ToolOutcome:

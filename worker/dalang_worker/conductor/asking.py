@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from dalang_api import contract
@@ -10,7 +11,7 @@ from dalang_api.v1alpha1.conditions import Reason
 
 from dalang_worker.conductor.approvals import Pending
 from dalang_worker.conductor.budget import RunFailed
-from dalang_worker.conductor.state import Answer, Ports, Question, RunState
+from dalang_worker.conductor.state import A_DECISION, Answer, Ports, Question, RunState
 from dalang_worker.conductor.thread import Thread
 
 BOUNDED_OVERRIDES = "bounded-overrides"
@@ -26,14 +27,14 @@ async def ask(
     """Wait for a human's decision; None where nobody made it in time. A decision that came first counts, even late."""
     pending = ports.ask(agent, question)
     try:
-        with state.clock.asking():
+        with ports.awaiting(f"decision {pending.request.name}", A_DECISION), state.clock.asking():
             async with asyncio.timeout(question.needed.timeout_seconds):
                 await asyncio.shield(pending.decided)
     except TimeoutError:
         pass  # a decision that came first is there all the same
     except asyncio.CancelledError:
         state.approvals.take(pending)
-        state.approvals.end(pending, "Expired")
+        state.approvals.end(pending, "Expired", note=_STOPPED)
         raise
     decision = state.approvals.take(pending)
     if decision is None:
@@ -43,9 +44,12 @@ async def ask(
     return pending, decision
 
 
-def _expired(needed: ApprovalNeeded, pending: Pending) -> str | None:
+_STOPPED = "The run, or the agent that asked, was stopped before it had a decision, so it was not approved"
+
+
+def _expired(needed: ApprovalNeeded, pending: Pending) -> str:
     if needed.on_timeout != "Approve":
-        return None
+        return f"Nobody decided in time, so it was not approved: onTimeout is {needed.on_timeout}"
     if pending.was_made:
         return "Nobody decided in time, which approves it: onTimeout is Approve"
     return "Nobody could decide in time, so it was not approved, although onTimeout is Approve"
@@ -58,15 +62,27 @@ def applied(state: RunState, pending: Pending, decision: Decision | None, note: 
 
 
 def refusal_of(needed: ApprovalNeeded, pending: Pending, decision: Decision | None) -> str | None:
-    """Return why it may not go on, for the model; None where it may.
+    """Return why it may not go on, whole sentences for the model; None where it may.
 
     `onTimeout: Approve` holds only where somebody could have decided: there was an AgentApproval.
     """
     if decision is not None:
         if decision.decision == "Approve":
             return None
-        return f"a human rejected it. {decision.reason or 'No reason was given.'}"
+        return f"a human rejected it. {_sentence(decision.reason or 'No reason was given')}"
     return None if needed.on_timeout == "Approve" and pending.was_made else "nobody approved it in time."
+
+
+def _sentence(words: str) -> str:
+    words = words.rstrip()
+    return words if words.endswith((".", "!", "?", "…")) else f"{words}."
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An answer that does not count, as the agent was told."""
+
+    why: str
 
 
 async def approve_answer(
@@ -77,8 +93,8 @@ async def approve_answer(
     answer: Answer,
     needed: ApprovalNeeded | None,
     ports: Ports,
-) -> Answer | None:
-    """Return the answer as a human approved it; None where it was rejected, which the agent is told to answer again."""
+) -> Answer | Refused:
+    """Return the answer as a human approved it; where it was rejected the agent is told to answer again."""
     asked, problem = 0, ""
     while needed is not None:
         question = Question(f"{thread.name}/{turn}/answer/{asked}", None, noting(needed, problem))
@@ -93,7 +109,7 @@ async def approve_answer(
         applied(state, pending, decision)
         if refusal is not None:
             thread.tell(f"Your answer does not count: {refusal} Answer again.")
-            return None
+            return Refused(refusal)
         if override is None:
             return answer
         changed = _changed_answer(agent, override, ports)

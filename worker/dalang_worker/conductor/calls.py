@@ -96,7 +96,8 @@ async def _call_when_approved(turn: Turn, index: int, part: ToolCallPart, verdic
             asked += 1
             continue
         if verdict.agent is not None and turn.ports.patched(APPLIED_BEFORE):
-            applied(state, pending, decision, _why_no_agent(turn))
+            refused = _no_agent(turn)
+            applied(state, pending, decision, _why_not_run(refused) if refused else None)
             return with_override(await _call_tool(turn, index, part, verdict, needed, override), override)
         try:
             outcome = await _call_tool(turn, index, part, verdict, needed, override)
@@ -124,10 +125,14 @@ def _problem_of_arguments(verdict: CallVerdict, override: dict[str, Any] | None,
 def _note(verdict: CallVerdict, outcome: ToolOutcome, override: dict[str, Any] | None) -> str | None:
     """Return what is to be told of an approved call besides that its decision was acted on."""
     if outcome.not_run:
-        return outcome.output
+        return _why_not_run(outcome)
     if verdict.handoff is not None and override is not None:
         return "The changed arguments were not used: a hand-off takes none"
     return None
+
+
+def _why_not_run(outcome: ToolOutcome) -> str:
+    return (outcome.not_run_because or outcome.output).removesuffix(".")
 
 
 async def _call_tool(
@@ -172,8 +177,8 @@ async def _call_tool(
 
 async def _call_agent(turn: Turn, index: int, call: AgentCall) -> ToolOutcome:
     """Have another agent answer in a thread of its own. What fails there alone is told to the caller's model."""
-    if words := _why_no_agent(turn):
-        return _refused(words)
+    if refused := _no_agent(turn):
+        return refused
     state, caller = turn.state, turn.conversation
     limits = state.snapshot.agent(call.agent).limits or LimitSettings()
     thread = Thread(f"{turn.number}.{index}.{call.agent}", [Message(role="user", parts=[TextPart(text=call.message)])])
@@ -201,12 +206,14 @@ async def _call_agent(turn: Turn, index: int, call: AgentCall) -> ToolOutcome:
     return ToolOutcome(output=f"{words}{_done_by(thread)}", is_error=True, context=_changes(caller, nested))
 
 
-def _why_no_agent(turn: Turn) -> str | None:
-    """Return why no agent can be called as a tool now, for the model; None where one can."""
+def _no_agent(turn: Turn) -> ToolOutcome | None:
+    """Return what a call of an agent comes to where none can be called now; None where one can."""
     if turn.conversation.depth + 1 >= contract.AGENT_DEPTH_MAX:
-        return f"Not run: agents may call agents {contract.AGENT_DEPTH_MAX} deep. Answer with what you have."
+        return _refused(
+            f"Not run: agents may call agents {contract.AGENT_DEPTH_MAX} deep.", "Answer with what you have."
+        )
     if turn.state.nested >= contract.THREADS_MAX:
-        return f"Not run: {contract.THREADS_MAX} agents are at work already. Call it again afterwards."
+        return _refused(f"Not run: {contract.THREADS_MAX} agents are at work already.", "Call it again afterwards.")
     return None
 
 
@@ -237,8 +244,9 @@ def _transferred(agent: str) -> str:
     return f"Transferred to {agent}."
 
 
-def _refused(words: str) -> ToolOutcome:
-    return ToolOutcome(output=words, is_error=True, not_run=True)
+def _refused(words: str, advice: str = "") -> ToolOutcome:
+    """Return that a call was not made; the advice is for the model alone."""
+    return ToolOutcome(output=f"{words} {advice}".rstrip(), is_error=True, not_run=True, not_run_because=words)
 
 
 def _with_context(conversation: Conversation, outcome: ToolOutcome) -> ToolOutcome:

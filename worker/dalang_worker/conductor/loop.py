@@ -38,30 +38,32 @@ async def converse(state: RunState, conversation: Conversation, ports: Ports) ->
     Raises:
         RunFailed: A limit was reached, or the model or a tool failed for good.
     """
-    thread, paused, correction = conversation.thread, 0, ""
+    thread, paused, last_answer = conversation.thread, 0, ""
     while True:
         agent = state.snapshot.agent(conversation.agent)
         try:
             turn, reply = await _call_model(state, agent, conversation, ports)
         except LimitReached as reached:
-            if not correction:
+            if not last_answer:
                 raise
-            fault = "was not taken" if agent.output_schema is None else "did not fit output.schema"
-            words = f"{reached.message}. The last answer {fault}: {correction}"
+            words = f"{reached.message}. The last answer {last_answer}"
             raise LimitReached(reached.budget, reached.reason, words) from None
-        correction = reply.correction or ""
+        last_answer = ""
         paused = paused + 1 if reply.call_again else 0
         if paused > contract.CALL_AGAIN_MAX:
             raise RunFailed(Reason.MODEL_FAILED, f"The model paused {paused} times in a row without going on")
         if reply.correction is not None:
+            fault = "was not taken" if agent.output_schema is None else "did not fit output.schema"
+            last_answer = f"{fault}: {reply.correction}"
             thread.tell(reply.correction)
         elif reply.message.tool_calls():
             await call_tools(Turn(state, agent, conversation, turn, ports, converse), reply)
         elif not paused:
             answer = Answer(reply.message.text(), reply.structured_output)
             approved = await approve_answer(state, agent, thread, turn, answer, reply.approval, ports)
-            if approved is not None:
+            if isinstance(approved, Answer):
                 return approved
+            last_answer = f"did not count, and no turn is left for another: {approved.why.removesuffix('.')}"
         ports.turn_done()
 
 
@@ -129,7 +131,8 @@ async def _wait_for_a_judge(state: RunState, agent: AgentSnapshot, call: ModelCa
     """Leave time for a rollout to bring a present worker; the run's timeout is the limit."""
     pool = contract.pool_of_queue(agent.queue)
     ports.model_call_is_made_again(call, f"A worker of pool {pool} is of a version before approvals: update the pool")
-    with state.clock.working():
+    awaiting = ports.awaiting(f"worker {call.thread}", f"a worker of pool {pool} that knows of approvals")
+    with state.clock.working(), awaiting:
         await asyncio.sleep(min(2 ** (times - 1), JUDGED_AGAIN_MAX_SECONDS))
 
 

@@ -1,5 +1,6 @@
 """What the conductor's parts share: the run's state, its conversations, and the ports through which it reaches the world."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +21,9 @@ from dalang_worker.conductor.budget import Budget
 from dalang_worker.conductor.clock import Clock
 from dalang_worker.conductor.thread import Thread
 
+A_DECISION = "a human's decision"
+"""What is awaited while a human is asked, as `Ports.awaiting` is told."""
+
 
 class Ports(Protocol):
     """What the loop asks of the world. The workflow answers with Temporal, a unit test with a list."""
@@ -38,6 +42,10 @@ class Ports(Protocol):
 
     def ask(self, agent: AgentSnapshot, question: "Question") -> Pending:
         """Ask a human; the answer is `Pending.decided`."""
+        ...
+
+    def awaiting(self, key: str, what: str) -> AbstractContextManager[None]:
+        """Remember what is awaited in the block, for the message of a run that is stopped meanwhile."""
         ...
 
     def model_call_is_made_again(self, call: ModelCall, why: str) -> None:

@@ -47,7 +47,7 @@ def _check(tool: ToolFunction) -> ImportFailure | None:
     if tool.approval is None or tool.approval.when is None:
         return None
     try:
-        cel.check(tool.approval.when)
+        cel.check(tool.approval.when, "call")
     except cel.CelError as error:
         log.error("tool %s: approval.when: %s", tool.name, error)
         return ImportFailure(module=tool.function.__module__, error=f"tool {tool.name}: approval.when: {error}"[:512])

@@ -44,7 +44,7 @@ with workflow.unsafe.imports_passed_through():
     from dalang_worker.conductor.budget import RunFailed
     from dalang_worker.conductor.loop import converse
     from dalang_worker.conductor.report import make_report, timestamp
-    from dalang_worker.conductor.state import Answer, Question, RunState
+    from dalang_worker.conductor.state import A_DECISION, Answer, Question, RunState
 
 MODEL_START_TO_CLOSE = timedelta(minutes=10)
 """One attempt of a model call; a long answer of a large model takes minutes."""
@@ -463,7 +463,9 @@ class RunExecution:
     def _waiting_for(self) -> str:
         if self._stopped.at == workflow.now():
             return self._stopped.waiting_for
-        return next(iter(self._waiting.values()), "a human's decision" if self._told[0] else "the first turn")
+        # A decision last: while anything else is awaited time counts, and that is what took it.
+        waiting = sorted(self._waiting.values(), key=lambda what: what == A_DECISION)
+        return next(iter(waiting), "the first turn")
 
     def _place(self, agent: AgentSnapshot) -> str:
         """Name an agent, and its pool where it is another than the run's: a pool without workers answers nothing."""

@@ -12,6 +12,8 @@ H  Approve, unproven    unfinished                   hold it back, or delete it 
 J  Reject, unproven     unfinished                   as C, without name and reason: whoever it was, it only stops something
 K  not settled          does not list it             from a minute on: have the run report again, which settles it
 L  about to go          says that it still waits     deliver nothing, say which finalizers keep it; when it is gone: as G
+M  not the run's own    says that it still waits     as G: the run then says NameConflict, and is asked no more
+N  put there anew       says that it still waits     have the run report again, which finds out whether it is what it asks
 
 The signal comes before the status: repeated, it changes nothing, while a status without signal would end everything. Who
 was first, a decision or the time-out, only the workflow decides; it says so in its next report.
@@ -26,6 +28,7 @@ from dalang_api import contract
 from dalang_api.v1alpha1.conditions import ConditionType, Reason
 
 from dalang_operator.kinds.actions import WriteStatus
+from dalang_operator.kinds.agentrun.status import says_name_taken
 from dalang_operator.kube.resources import Json, ObjectKey, controller_uid, uid_of
 from dalang_operator.kube.status import condition, find_condition, parse_timestamp, timestamp, with_conditions
 from dalang_operator.runtime.cache import is_finished, pending_approvals, pools_of_run
@@ -84,6 +87,8 @@ class Observed:
     """When the run was last told to report again, whatever it has reported since."""
     has_worker: bool = True
     """A worker of the run's pool is ready, so that the run can report."""
+    was_replaced: bool = False
+    """An object of this name has gone since somebody last looked, and here is another."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +158,7 @@ def plan(observed: Observed) -> Plan:
     if state_of(approval) in SETTLED:
         return Plan()
     if run is None or uid_of(run) != controller_uid(approval):
-        verdict = is_of_its_run(observed, approval) if _is_decided(approval) else None
-        return Plan(_refuse(observed, approval, verdict)) if verdict else Plan()
+        return _plan_foreign(observed, approval)
     if is_finished(run) or observed.has_no_workflow:
         return Plan((WriteStatus(_run_ended_status(approval, observed.now)),))
     if run["metadata"].get("deletionTimestamp"):
@@ -163,9 +167,10 @@ def plan(observed: Observed) -> Plan:
         return _plan_untold(observed, run, _delivered_at(approval))
     if approval["metadata"].get("deletionTimestamp"):
         return _plan_terminating(observed, approval, run)
-    if _is_decided(approval):
-        return _plan_decided(observed, approval, run)
-    return _plan_undecided(observed, approval, run)
+    steps = (_plan_decided if _is_decided(approval) else _plan_undecided)(observed, approval, run)
+    if observed.was_replaced and waits_for(run, observed.key.name):
+        return replace(steps, actions=(_ask_again(observed, run), *_wake(observed, run), *steps.actions))
+    return steps
 
 
 def _plan_deleted(observed: Observed) -> Plan:
@@ -175,9 +180,22 @@ def _plan_deleted(observed: Observed) -> Plan:
         return Plan()
     if run["metadata"].get("deletionTimestamp") or run["spec"].get("cancel"):
         return Plan()
-    if observed.asked_again and observed.now < observed.asked_again + ASK_AGAIN:
+    if observed.asked_again and (not observed.has_worker or observed.now < observed.asked_again + ASK_AGAIN):
         return Plan(_wake(observed, run), ASK_AGAIN.total_seconds())
     return Plan((_ask_again(observed, run), *_wake(observed, run)), ASK_AGAIN.total_seconds())
+
+
+def _plan_foreign(observed: Observed, approval: Json) -> Plan:
+    """F, M. Somebody has put it in the place of the run's own, which went unseen: only the run's next report finds that out.
+
+    That report is tried again until the object is gone, so a run that says `NameConflict` need not be asked.
+    """
+    verdict = is_of_its_run(observed, approval) if _is_decided(approval) else None
+    refused = _refuse(observed, approval, verdict) if verdict else ()
+    if observed.run is not None and says_name_taken(observed.run):
+        return Plan((*refused, *_wake(observed, observed.run)))
+    steps = _plan_deleted(observed)
+    return replace(steps, actions=(*refused, *steps.actions))
 
 
 def _ask_again(observed: Observed, run: Json) -> AskAgain:
@@ -262,7 +280,8 @@ def is_of_its_run(observed: Observed, approval: Json) -> Verdict | None:
         return None
     if uid and spec["workflowId"] == own:
         return None
-    message = f"workflowId is not that of AgentRun {spec['runRef']['name']}, or that does not own this object"
+    wrong = f"workflowId is not that of AgentRun {spec['runRef']['name']}, or that does not own this object"
+    message = f"{wrong}. No run asks with it: {removal_of(approval)}"
     return Verdict(ConditionType.READY, Reason.INVALID_SPEC, message)
 
 

@@ -111,7 +111,8 @@ class ApprovalReconciler:
             run_key = ObjectKey(key.namespace, approval["spec"]["runRef"]["name"])
         requeue_after = None
         if run_key is not None:
-            requeue_after = await self._carry_out(run_key, await self._observe(key, approval, run_key))
+            observed = await self._observe(key, approval, run_key)
+            requeue_after = await self._carry_out(run_key, replace(observed, was_replaced=gone_from is not None))
         if self.facts.gone.get(key) == gone_from:
             self.facts.gone.pop(key, None)
         return requeue_after

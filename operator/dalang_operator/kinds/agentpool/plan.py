@@ -348,7 +348,7 @@ def _spec_problem(pool: Json) -> str | None:
     if size > CAPABILITIES_MAX_BYTES:
         return f"mcpServers, retrievers or approvals weigh {size} bytes; {CAPABILITIES_MAX_BYTES} are allowed"
     floors = pool.get("spec", {}).get("approvals", ())
-    return expression_problem((f"approvals[{index}]", floor) for index, floor in enumerate(floors))
+    return expression_problem(((f"approvals[{index}]", floor) for index, floor in enumerate(floors)), "call")
 
 
 def failed_status(pool: Json, message: str, now: datetime) -> Json:

@@ -36,6 +36,7 @@ from dalang_operator.kinds.agentrun.status import (
     pending_status,
     run_status,
     running_status,
+    says_name_taken,
     says_worker_missing,
     stalled_status,
     unstalled_status,
@@ -240,6 +241,8 @@ def _plan_open(observed: Observed, run: Json) -> Plan:
 
 def _plan_awaiting(observed: Observed, run: Json) -> Plan:
     """K, L. Who has decided must learn that nobody acts on it; a report says more, and replaces this."""
+    if says_name_taken(run):
+        return Plan()  # whoever has taken the name is in the way, with and without a worker
     if observed.has_worker or observed.awake_since is None:
         return Plan((WriteStatus(asking_status(run, observed.now)),)) if says_worker_missing(run) else Plan()
     left = (observed.awake_since + NO_WORKER_PATIENCE - observed.now).total_seconds()

@@ -13,6 +13,7 @@ from decimal import Decimal
 from dalang_api import contract
 from dalang_api.contract import AgentVersion, ApprovalEnd, ApprovalRequest, RunReport, SessionReport
 from dalang_api.prices import decimal_text
+from dalang_api.printable import printable
 from dalang_api.v1alpha1.conditions import ConditionType, Phase, Reason
 from pydantic_core import to_json
 
@@ -97,7 +98,7 @@ def waiting_status(run: Json, reason: Reason, message: str, now: datetime) -> Js
 
 def asking_status(run: Json, now: datetime) -> Json:
     """Return the present status of a run that awaits approval with that for a reason, as its report had it."""
-    message = "; ".join(pending["question"] for pending in run["status"].get("pendingApprovals", ()))
+    message = "; ".join(printable(pending["question"]) for pending in run["status"].get("pendingApprovals", ()))
     return waiting_status(run, Reason.AWAITING_APPROVAL, message, now)
 
 
@@ -106,10 +107,19 @@ def name_taken_status(run: Json, message: str, now: datetime) -> Json:
     return waiting_status(run, Reason.NAME_CONFLICT, message, now)
 
 
+def says_name_taken(run: Json) -> bool:
+    """Return whether the status tells that somebody's object has the name of the run's AgentApproval."""
+    return _has_reason(run, Reason.NAME_CONFLICT)
+
+
 def says_worker_missing(run: Json) -> bool:
     """Return whether the status tells that the run's pool has no worker."""
+    return _has_reason(run, Reason.WORKER_MISSING)
+
+
+def _has_reason(run: Json, reason: Reason) -> bool:
     succeeded = find_condition(run, ConditionType.SUCCEEDED)
-    return succeeded is not None and succeeded["reason"] == Reason.WORKER_MISSING
+    return succeeded is not None and succeeded["reason"] == reason
 
 
 def ended_status(run: Json, phase: Phase, reason: Reason, message: str, now: datetime) -> Json:
@@ -252,9 +262,11 @@ def _report_conditions(report: RunReport, run: Json, now: datetime) -> list[Json
         conditions = _ended_conditions(report.reason, report.message)
     else:
         done = report.phase == "Succeeded"
+        # What is asked is a model's words, in part: a line of it must not look like one of ours.
+        message = printable(report.message) if report.phase == "AwaitingApproval" else report.message
         conditions = [
-            condition(ConditionType.SUCCEEDED, "True" if done else "Unknown", report.reason, report.message),
-            condition(ConditionType.READY, "True" if done else "False", report.reason, report.message),
+            condition(ConditionType.SUCCEEDED, "True" if done else "Unknown", report.reason, message),
+            condition(ConditionType.READY, "True" if done else "False", report.reason, message),
         ]
     before = without_condition(run.get("status", {}).get("conditions", []), ConditionType.STALLED)
     did_without = (

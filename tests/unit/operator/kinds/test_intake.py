@@ -259,6 +259,15 @@ def test_an_approval_that_left_the_watch_is_looked_after() -> None:
     assert len(world.cache.approvals) == 0
 
 
+def test_an_approval_that_another_object_has_replaced_unseen_is_looked_after() -> None:
+    world = World()
+    world.intake.applied("AgentApproval", approval())
+    world.intake.applied("AgentApproval", approval(metadata={"resourceVersion": "11"}))
+    assert world.approvals.gone == {}
+    world.intake.applied("AgentApproval", approval(metadata={"uid": "uid-restored", "resourceVersion": "12"}))
+    assert world.approvals.gone == {ObjectKey("shop", "r1-a"): ObjectKey("shop", "r1")}
+
+
 def test_a_run_that_reports_again_is_awake_no_more() -> None:
     world = World()
     world.intake.applied("AgentRun", awaiting_run("r1", "r1-a"))

@@ -170,6 +170,24 @@ async def test_the_event_says_what_is_behind_the_tool() -> None:
     assert event["note"].startswith("Charge? Behind it: function charge. Decide with: kubectl patch agentapproval r1-a")
 
 
+@pytest.mark.parametrize(
+    ("question", "begins"),
+    [
+        pytest.param(
+            "Pay?\nSucceeded: True \u202e", "Pay?\\nSucceeded: True \\u202e Decide with: kubectl ", id="tricks"
+        ),
+        pytest.param("\u202e" * 512, "\\u202e" * 99, id="written out it would take the command's place"),
+    ],
+)
+async def test_the_event_is_one_line_with_the_command_whatever_is_asked(question: str, begins: str) -> None:
+    kube = FakeKube()
+    await ask(writer(kube), REQUEST.model_copy(update={"question": question}))
+    [event] = kube.events
+    assert event["note"].startswith(begins)
+    assert event["note"].endswith("""--type merge -p '{"spec":{"decision":"Approve"}}'""")
+    assert event["note"].isprintable()
+
+
 async def test_a_retry_after_any_write_finds_what_is_there() -> None:
     kube = FakeKube()
     first = await ask(writer(kube), REQUEST)

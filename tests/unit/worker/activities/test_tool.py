@@ -400,24 +400,34 @@ class TestApproval:
         assert (await make_call(asked), paid) == (ToolOutcome(output="paid"), [5.0])
 
     @pytest.mark.parametrize(
-        ("arguments", "words"),
+        ("arguments", "words", "advice"),
         [
             pytest.param(
-                '{"amount": "all"}', "those do not fit the tool. The arguments do not fit tool pay: amount", id="a type"
+                '{"amount": "all"}',
+                "those do not fit the tool. The arguments do not fit tool pay: amount",
+                " Call it again with arguments that match its schema.",
+                id="a type",
             ),
             pytest.param(
-                "{}", "those do not fit the tool. The arguments do not fit tool pay: amount", id="one missing"
+                "{}",
+                "those do not fit the tool. The arguments do not fit tool pay: amount",
+                " Call it again with arguments that match its schema.",
+                id="one missing",
             ),
-            pytest.param("[]", "Not run: the arguments are not a JSON object.", id="no object"),
+            pytest.param("[]", "Not run: the arguments are not a JSON object.", "", id="no object"),
         ],
     )
     async def test_an_approver_s_arguments_that_do_not_fit_are_told(
         self,
         arguments: str,
         words: str,
+        advice: str,
         make_call: Callable[..., Any],
         registry: dict[str, ToolFunction],
         paid: list[float],
     ) -> None:
         outcome = await make_call(self.approved(registry, arguments, approved_arguments='{"amount": 120}'))
         assert (outcome.is_error, outcome.not_run, words in outcome.output, paid) == (True, True, True, [])
+        for_people = outcome.not_run_because or outcome.output
+        assert outcome.output == f"{for_people}{advice}"
+        assert "Call it again" not in for_people

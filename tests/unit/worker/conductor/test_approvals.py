@@ -1,6 +1,7 @@
 """Asking humans: who is asked about what, what each decision leads to, and the clock that stands still meanwhile."""
 
 import asyncio
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +79,7 @@ class Ports:
     asked: list[Question] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
     made_again: list[str] = field(default_factory=list)
+    awaited: list[str] = field(default_factory=list)
     """Why model calls were made again."""
     is_patched: bool = True
     """The run is one of the present version."""
@@ -115,6 +117,10 @@ class Ports:
         if decision is not None:
             self.run.approvals.decide(made(request, len(self.asked), **decision))
         return pending
+
+    def awaiting(self, key: str, what: str) -> AbstractContextManager[None]:
+        self.awaited.append(what)
+        return nullcontext()
 
     def model_call_is_made_again(self, call: ModelCall, why: str) -> None:
         self.made_again.append(why)
@@ -190,7 +196,13 @@ async def test_changed_arguments_are_used_and_told() -> None:
 @pytest.mark.parametrize(
     ("on_timeout", "calls", "output", "note"),
     [
-        pytest.param("Reject", 0, "Not run: nobody approved it in time.", None, id="rejected"),
+        pytest.param(
+            "Reject",
+            0,
+            "Not run: nobody approved it in time.",
+            "Nobody decided in time, so it was not approved: onTimeout is Reject",
+            id="rejected",
+        ),
         pytest.param(
             "Approve",
             1,
@@ -200,7 +212,7 @@ async def test_changed_arguments_are_used_and_told() -> None:
         ),
     ],
 )
-async def test_what_nobody_decides_in_time(on_timeout: str, calls: int, output: str, note: str | None) -> None:
+async def test_what_nobody_decides_in_time(on_timeout: str, calls: int, output: str, note: str) -> None:
     run = state()
     expires = needed(timeout_seconds=0.01, on_timeout=on_timeout)
     ports = Ports(run, {"desk": [asks(refund(approval=expires)), says("Done.")]})
@@ -234,6 +246,7 @@ async def test_what_nobody_decides_in_time_may_fail_the_run() -> None:
     with pytest.raises(RunFailed, match="Nobody decided in time: Refund") as failed:
         await converse(run, run.main, ports)
     assert failed.value.reason is Reason.APPROVAL_EXPIRED
+    assert notes(run) == ["Nobody decided in time, so it was not approved: onTimeout is Fail"]
 
 
 async def test_what_was_approved_and_not_run_all_the_same_is_noted() -> None:
@@ -245,6 +258,18 @@ async def test_what_was_approved_and_not_run_all_the_same_is_noted() -> None:
     await converse(run, run.main, ports)
     assert ended(run) == [("Applied", "Approve")]
     assert notes(run) == [f"{words[: contract.APPROVAL_NOTE_MAX_CHARS - 1]}…"]
+
+
+async def test_what_the_model_may_do_about_a_call_that_was_not_run_is_not_for_people() -> None:
+    run = state()
+    why = "Not run: those do not fit the tool."
+    outcome = ToolOutcome(output=f"{why} Call it again.", is_error=True, not_run=True, not_run_because=why)
+    ports = Ports(
+        run, {"desk": [asks(refund()), says("Done.")]}, [{**APPROVE, "override": {"amount": "all"}}], [outcome]
+    )
+    await converse(run, run.main, ports)
+    assert told(run)[0][0].endswith(f"{why} Call it again.")
+    assert notes(run) == ["Not run: those do not fit the tool"]
 
 
 async def test_a_hand_off_takes_no_changed_arguments_and_that_is_noted() -> None:
@@ -361,6 +386,8 @@ async def test_a_cancel_while_a_human_is_asked_leaves_nothing_pending() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (run.approvals.pending, ended(run)) == ({}, [("Expired", None)])
+    words = "The run, or the agent that asked, was stopped before it had a decision, so it was not approved"
+    assert notes(run) == [words]
 
 
 # ── Agents called as tools ─────────────────────────────────────────────────────────────────────────────────────────
@@ -435,8 +462,9 @@ async def test_that_an_approved_agent_was_not_called_all_the_same_is_noted() -> 
     run, ports = consulting([APPROVE])
     run.nested = contract.THREADS_MAX
     await converse(run, run.main, ports)
-    words = f"Not run: {contract.THREADS_MAX} agents are at work already. Call it again afterwards."
-    assert (told(run), ended(run), notes(run)) == ([(words, True)], [("Applied", "Approve")], [words])
+    words = f"Not run: {contract.THREADS_MAX} agents are at work already"
+    assert told(run) == [(f"{words}. Call it again afterwards.", True)]
+    assert (ended(run), notes(run)) == ([("Applied", "Approve")], [words])
 
 
 # ── Answers ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -449,13 +477,44 @@ async def test_an_answer_that_is_approved_counts() -> None:
     assert ports.asked[0].place == "main/1/answer/0"
 
 
-async def test_an_answer_that_is_rejected_is_given_again_within_the_turns() -> None:
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        pytest.param("Not on a Friday.", "Not on a Friday.", id="a sentence"),
+        pytest.param("too unsure", "too unsure.", id="words without an end"),
+        pytest.param("Friday?\n", "Friday?", id="a question"),
+        pytest.param(None, "No reason was given.", id="none"),
+    ],
+)
+async def test_an_answer_that_is_rejected_is_given_again_within_the_turns(reason: str | None, words: str) -> None:
     run = state(max_turns=2)
-    reject = {"decision": "Reject", "reason": "Not on a Friday."}
+    reject = {"decision": "Reject", "reason": reason}
     ports = Ports(run, {"desk": [says("Today.", approval=NEEDED), says("Monday.", approval=NEEDED)]}, [reject, APPROVE])
     assert (await converse(run, run.main, ports)).text == "Monday."
     said = [message.text() for message in run.main.thread.messages]
-    assert said[2] == "Your answer does not count: a human rejected it. Not on a Friday. Answer again."
+    assert said[2] == f"Your answer does not count: a human rejected it. {words} Answer again."
+
+
+async def test_an_answer_that_is_rejected_with_no_turn_left_ends_with_that() -> None:
+    run = state(max_turns=1)
+    reject = {"decision": "Reject", "reason": "too unsure"}
+    ports = Ports(run, {"desk": [says("Today.", approval=NEEDED)]}, [reject])
+    with pytest.raises(RunFailed) as failed:
+        await converse(run, run.main, ports)
+    assert (failed.value.reason, failed.value.message) == (
+        Reason.MAX_TURNS,
+        "No answer after limits.maxTurns = 1 model calls; raise the limit or narrow the task. The last answer did not "
+        "count, and no turn is left for another: a human rejected it. too unsure",
+    )
+
+
+async def test_what_became_of_an_answer_is_not_said_of_what_came_after_it() -> None:
+    run = state(max_turns=2)
+    reject = {"decision": "Reject", "reason": "too unsure"}
+    ports = Ports(run, {"desk": [says("Today.", approval=NEEDED), asks(refund(approval=None))]}, [reject])
+    with pytest.raises(RunFailed) as failed:
+        await converse(run, run.main, ports)
+    assert failed.value.message.endswith("raise the limit or narrow the task")
 
 
 PLANS = AgentSnapshot(name="desk", uid="u", generation=1, queue="q", model="gpt", output_schema={"type": "object"})
@@ -546,6 +605,7 @@ async def test_what_was_not_judged_is_asked_of_the_model_again(agent: AgentSnaps
     assert (await converse(run, run.main, ports)).text == "Monday."
     assert asyncio.get_running_loop().time() - began == 1 + 2 + 4 + 8 + 16 + 32 + 60 + 60
     assert ports.made_again == ["A worker of pool desk is of a version before approvals: update the pool"] * 8
+    assert ports.awaited == ["a worker of pool desk that knows of approvals"] * 8
     assert (ports.tool_calls, run.budget.turns, run.budget.input_tokens) == ([], 1, 80)
     assert [message.text() for message in run.main.thread.messages] == ["Refund order 42.", "Monday."]
 

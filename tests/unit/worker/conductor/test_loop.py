@@ -1,6 +1,7 @@
 """The agent loop over ports that answer from lists."""
 
 import asyncio
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,6 +109,9 @@ class FakePorts:
 
     def ask(self, agent: AgentSnapshot, question: Question) -> Pending:
         raise AssertionError(question)
+
+    def awaiting(self, key: str, what: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def model_call_is_made_again(self, call: ModelCall, why: str) -> None:
         raise AssertionError(why)

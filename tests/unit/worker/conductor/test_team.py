@@ -1,6 +1,7 @@
 """Several agents in one run: hand-offs, agents as tools, context variables, fallbacks, budgets, corrections."""
 
 import asyncio
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,6 +113,9 @@ class Ports:
 
     def ask(self, agent: AgentSnapshot, question: Question) -> Pending:
         raise AssertionError(question)
+
+    def awaiting(self, key: str, what: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def model_call_is_made_again(self, call: ModelCall, why: str) -> None:
         raise AssertionError(why)

@@ -104,7 +104,7 @@ def test_instructions_are_in_the_catalogue_by_name(
 def test_a_policy_that_does_not_compile_is_told_and_the_tool_stays(
     folder: Path, registry: dict[str, ToolFunction]
 ) -> None:
-    cel.check("true")  # a library in C++, which `folder` must not make forgotten
+    cel.check("true", "call")  # a library in C++, which `folder` must not make forgotten
     policy = "@tool(approval=Approval(when='args.amount >'))"
     source = FINE.replace("@tool", policy).replace("import tool", "import Approval, tool")
     (folder / "shop_when.py").write_text(source)

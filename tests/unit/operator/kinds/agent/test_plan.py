@@ -401,6 +401,13 @@ def test_the_written_status_is_a_fixpoint(spec: dict[str, Any]) -> None:
     [
         pytest.param({"tools": [{**TOOLS[1], "approval": {"when": "args. >"}}]}, "tools[pay].approval", id="of a tool"),
         pytest.param({"output": {"approval": {"when": "output >"}}}, "output.approval", id="of the answer"),
+        pytest.param(
+            {"tools": [{**TOOLS[1], "approval": {"when": "output.x > 1"}}]}, "tools[pay].approval", id="not of a tool"
+        ),
+        pytest.param({"output": {"approval": {"when": "args.x > 1"}}}, "output.approval", id="not of the answer"),
+        pytest.param(
+            {"tools": [{**TOOLS[1], "approval": {"when": "agent.foo == 'x'"}}]}, "tools[pay].approval", id="no member"
+        ),
     ],
 )
 def test_an_approval_that_does_not_compile_is_named(spec: Json, field: str) -> None:

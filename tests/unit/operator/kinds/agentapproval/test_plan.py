@@ -24,6 +24,7 @@ from dalang_operator.kinds.agentapproval.plan import (
     settled_status,
     undelivered_status,
 )
+from dalang_operator.kinds.agentrun.status import name_taken_status
 from dalang_operator.kube.resources import Json, ObjectKey
 from dalang_operator.kube.status import find_condition
 
@@ -45,6 +46,7 @@ OLD = NOW - timedelta(days=1)
 PROVEN = Proof(None, OLD)
 MISSING = Proof("the policy is missing. Install it: dalang admission-policies", None)
 WAITS = awaiting_run("r1", "r1-a")
+TAKEN = {**WAITS, "status": name_taken_status(WAITS, "taken", NOW)}
 WAKE = ("wake", "default")
 ASK = ("ask again", ID)
 SIGNAL = ("signal", "Approve")
@@ -167,14 +169,41 @@ def listed(count: int) -> Json:
             id="another namespace's",
         ),
         pytest.param(
-            observed(approved(metadata={"ownerReferences": []})),
+            observed(approved(metadata={"ownerReferences": []}), started_run()),
             [("status", "Pending", "InvalidSpec")],
             id="no run owns it",
         ),
         pytest.param(
-            observed(approved(workflowId=f"{INSTALLATION}.shop.r1.uid-old", metadata=owned_by("uid-old"))),
+            observed(
+                approved(workflowId=f"{INSTALLATION}.shop.r1.uid-old", metadata=owned_by("uid-old")), started_run()
+            ),
             [],
             id="of an earlier run of the name: left to the garbage collector",
+        ),
+        pytest.param(
+            observed(approval(metadata={"ownerReferences": []})),
+            [ASK, WAKE],
+            id="put in the place of what the run waits for: its next report finds that out",
+        ),
+        pytest.param(
+            observed(approved(metadata={"ownerReferences": []})),
+            [("status", "Pending", "InvalidSpec"), ASK, WAKE],
+            id="likewise, and decided",
+        ),
+        pytest.param(
+            observed(approval(metadata=owned_by("uid-old")), asked_again=NOW - timedelta(seconds=59)),
+            [WAKE],
+            id="in its place: the run was told just now",
+        ),
+        pytest.param(
+            observed(approval(metadata=owned_by("uid-old")), TAKEN),
+            [WAKE],
+            id="in its place, and the run says so: it is asked no more, and its time-out may need a worker",
+        ),
+        pytest.param(
+            observed(approval(metadata={"ownerReferences": []}), awaiting_run("r1", "r1-a", cancel=True)),
+            [],
+            id="in its place, and the run is being cancelled",
         ),
         pytest.param(
             observed(approved(workflowId=CHAT), sent_exchange(phase="AwaitingApproval")),
@@ -267,6 +296,17 @@ def listed(count: int) -> Json:
             [ASK, WAKE],
             id="kept, and delivered before: the run tells what came of it",
         ),
+        pytest.param(
+            observed(approval(), was_replaced=True), [ASK, WAKE], id="put there anew: the run's next report looks at it"
+        ),
+        pytest.param(
+            observed(approved(), was_replaced=True),
+            [ASK, WAKE, SIGNAL, WAKE, DELIVERED],
+            id="likewise, and decided: it counts if it is what the run asks",
+        ),
+        pytest.param(
+            observed(made(timedelta()), started_run(), was_replaced=True), [], id="anew, and the run waits for nothing"
+        ),
         pytest.param(observed(None), [ASK, WAKE], id="deleted while the run waits for it"),
         pytest.param(observed(None, None), [], id="deleted with its run"),
         pytest.param(observed(None, finished_run()), [], id="deleted after its run ended"),
@@ -285,6 +325,11 @@ def listed(count: int) -> Json:
         ),
         pytest.param(
             observed(None, asked_again=NOW - timedelta(seconds=60)), [ASK, WAKE], id="told a minute ago: told again"
+        ),
+        pytest.param(
+            observed(None, asked_again=NOW - timedelta(hours=1), has_worker=False),
+            [WAKE],
+            id="told, and no worker is there to hear it: once is enough",
         ),
     ],
 )
@@ -418,6 +463,14 @@ def test_one_that_is_kept_from_going_says_what_keeps_it_and_which_command_lets_i
     )
     later = {**obj, "status": status_after(observed(obj))}
     assert status_after(observed(later)) == later["status"], "nothing is written twice"
+
+
+def test_a_decision_in_what_no_run_asks_with_says_which_command_makes_room_for_the_runs_own() -> None:
+    [ready] = status_after(observed(approved(metadata={"ownerReferences": []})))["conditions"]
+    assert ready["message"] == (
+        "workflowId is not that of AgentRun r1, or that does not own this object. No run asks with it: "
+        "kubectl delete agentapproval r1-a -n shop"
+    )
 
 
 def test_temporal_away_is_said() -> None:

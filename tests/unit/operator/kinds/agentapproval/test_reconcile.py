@@ -8,6 +8,7 @@ import pytest
 from dalang_api.contract import Decision
 from dalang_operator.kinds.agentapproval.plan import Proof, Settings
 from dalang_operator.kinds.agentapproval.reconcile import ApprovalFacts, ApprovalReconciler
+from dalang_operator.kinds.agentrun.status import name_taken_status
 from dalang_operator.kinds.reach import has_live_run
 from dalang_operator.kube.errors import Conflict, NotFound
 from dalang_operator.kube.resources import Json, ObjectKey, Resource
@@ -279,6 +280,33 @@ async def test_a_deleted_approval_is_asked_for_again_once_per_report() -> None:
     world.has_run(awaiting_run("r1", "r1-a", seq=2, metadata={"resourceVersion": "11"}))
     await world.reconcile()
     assert len(world.temporal.signals) == 2, "it reported, and the object is not there either"
+
+
+async def test_an_approval_put_in_the_place_of_the_runs_own_is_told_to_the_run_once() -> None:
+    """Nobody saw the run's own go. What the run is asked for here, the reporter finds taken, and then the run says so."""
+    world = World()
+    waits = awaiting_run("r1", "r1-a")
+    world.has_run(waits)
+    world.has(approval(metadata={"ownerReferences": []}))
+    for _ in range(2):
+        assert await world.reconcile() == 60.0
+    assert world.temporal.signals == [(ID, "reportAgain", None)]
+    status = name_taken_status(waits, "AgentApproval r1-a is not what this run asks", NOW)
+    world.has_run({**waits, "metadata": {**waits["metadata"], "resourceVersion": "11"}, "status": status})
+    world.now = NOW + timedelta(hours=1)
+    assert await world.reconcile() is None
+    assert len(world.temporal.signals) == 1
+    assert has_live_run(world.cache, POOL), "its time-out needs a worker"
+
+
+async def test_of_one_that_was_put_there_anew_before_anybody_saw_it_missing_the_run_is_told_once() -> None:
+    world = World()
+    world.has_run(awaiting_run("r1", "r1-a"))
+    world.has(approval(metadata={"uid": "uid-restored"}))
+    world.facts.gone[KEY] = RUN
+    for _ in range(2):
+        await world.reconcile()
+    assert world.temporal.signals == [(ID, "reportAgain", None)]
 
 
 async def test_a_run_that_does_not_tell_what_came_of_a_decision_is_asked_ever_more_rarely() -> None:

@@ -328,8 +328,9 @@ def test_the_written_status_is_a_fixpoint() -> None:
     assert plan(later).actions == (write,)
 
 
-def test_approvals_that_do_not_compile_are_said_and_the_workers_keep_those_there_were() -> None:
-    owner = {**known(), "spec": {"approvals": [{"tools": ["*"]}, {"tools": ["pay"], "when": "args.amount >"}]}}
+@pytest.mark.parametrize("when", ["args.amount >", "output.amount > 1", "tool.readonly"])
+def test_approvals_that_do_not_compile_are_said_and_the_workers_keep_those_there_were(when: str) -> None:
+    owner = {**known(), "spec": {"approvals": [{"tools": ["*"]}, {"tools": ["pay"], "when": when}]}}
     steps = plan(observed(owner, deployment=deployment(known(), replicas=1, ready=1)))
     [write] = steps.actions
     assert isinstance(write, WriteStatus)

@@ -25,6 +25,7 @@ from dalang_operator.kinds.agentrun.plan import (
     plan,
     time_waited,
 )
+from dalang_operator.kinds.agentrun.status import name_taken_status
 from dalang_operator.kinds.reach import find_reach
 from dalang_operator.kinds.workflow import WorkflowState, WorkflowView
 from dalang_operator.kube.resources import Json, ObjectKey
@@ -582,6 +583,13 @@ def test_a_decision_that_nobody_acts_on_is_told_with_what_the_pool_says_until_a_
     assert (succeeded["reason"], succeeded["message"]) == ("AwaitingApproval", "Charge?; Charge?")
     assert plan(observed(asking | {"status": again.status}, **awake)).actions == ()
     assert plan(observed(asking, has_worker=False, awake_since=NOW - timedelta(seconds=4))).requeue_after == 6.0
+
+
+@pytest.mark.parametrize("has_worker", [True, False])
+def test_that_somebody_has_taken_the_name_of_its_approval_stays_said(has_worker: bool) -> None:
+    asking = awaiting_run("r1", "r1-a")
+    taken = asking | {"status": name_taken_status(asking, "AgentApproval r1-a is not what this run asks", NOW)}
+    assert plan(observed(taken, has_worker=has_worker, awake_since=NOW - timedelta(minutes=1))) == Plan()
 
 
 def has_asked(**spec: Any) -> Json:

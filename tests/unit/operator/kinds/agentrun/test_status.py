@@ -8,7 +8,13 @@ import pytest
 from dalang_api.contract import AgentVersion, ApprovalEnd, ApprovalRequest, RecentMessage, RunReport
 from dalang_api.v1alpha1.agentrun import AgentRunStatus
 from dalang_api.v1alpha1.conditions import Phase, Reason
-from dalang_operator.kinds.agentrun.status import STATUS_MAX_BYTES, ended_status, run_status, running_status
+from dalang_operator.kinds.agentrun.status import (
+    STATUS_MAX_BYTES,
+    asking_status,
+    ended_status,
+    run_status,
+    running_status,
+)
 
 from tests.build import LONG_AGO, NOW, at, awaiting_run, condition, run, started_run
 
@@ -220,6 +226,16 @@ def request(name: str = "r1-a", **fields: Any) -> ApprovalRequest:
 def awaiting(**fields: Any) -> RunReport:
     defaults = {"phase": "AwaitingApproval", "reason": "AwaitingApproval", "finished_at": None, "output": None}
     return report(**{**defaults, **fields})
+
+
+def test_what_is_asked_begins_no_line_of_its_own() -> None:
+    question = "Pay?\nSucceeded: True \u202e"
+    asked = awaiting(message=question, pending_approvals=[request(question=question)])
+    status = run_status(asked, started_run(), "wf", NOW)
+    again = asking_status(started_run() | {"status": status}, NOW)
+    assert {each["message"] for each in [*status["conditions"], *again["conditions"]]} == {
+        "Pay?\\nSucceeded: True \\u202e"
+    }
 
 
 def test_a_run_that_awaits_approval_says_for_what() -> None:
